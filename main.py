@@ -1,0 +1,49 @@
+"""Train: `python main.py config.yaml [key.path=value ...] [--check]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+USAGE = "python main.py config.yaml [key.path=value ...] [--check]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        usage=USAGE,
+        description="Fine-tune a Stable Diffusion model as a YAML file says.",
+        epilog="Try it: python main.py config/quickstart.yaml. Every key: config/README.md.",
+    )
+    parser.add_argument("config", help="YAML file, for instance config/lora.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", help="values over the file's: train.learning_rate=1e-5"
+    )
+    parser.add_argument("--check", action="store_true", help="show the plan, train nothing")
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if not arguments:
+        parser.print_help()
+        return 2
+    options = parser.parse_intermixed_args(arguments)
+
+    from modules.config import ConfigError, load
+
+    try:
+        config = load(options.config, *options.overrides)
+        from modules.console import quiet_libraries, set_up_logging
+
+        quiet_libraries()
+        set_up_logging()
+        from modules.trainer import Trainer
+
+        trainer = Trainer.from_config(config, check=options.check)
+        if not options.check:
+            trainer.train()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

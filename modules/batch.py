@@ -1,0 +1,108 @@
+"""Plain data between the parts: what a dataset yields, what a batch holds, what a denoiser takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image of a dataset, without a batch dimension; shapes as in `Batch`."""
+
+    name: str
+    caption: str
+    pixel_values: Tensor | None = None  # (3, H, W) in [-1, 1]
+    latents: Tensor | None = None  # (C, h, w), unscaled VAE output
+    mask: Tensor | None = None  # (1, h, w)
+    original_size: tuple[int, int] | None = None  # height, width before resizing
+    crop_top_left: tuple[int, int] | None = None  # top, left in the resized image
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the dataloader yields. All images of a batch share one bucket."""
+
+    captions: list[str]
+    names: list[str] = field(default_factory=list)
+    pixel_values: Tensor | None = None  # (B, 3, H, W) in [-1, 1]
+    latents: Tensor | None = None  # (B, C, h, w), unscaled VAE output
+    mask: Tensor | None = None  # (B, 1, h, w), weight of each position in the loss
+    original_size: Tensor | None = None  # (B, 2) height, width before resizing
+    crop_top_left: Tensor | None = None  # (B, 2)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)  # what networks ask for
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy every tensor to `device`, without waiting for the copy where memory is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; the dataloader calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move) -> Batch:
+        values = {key: _map_tensors(value, move) for key, value in vars(self).items()}
+        return Batch(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserInputs:
+    """Arguments of one denoiser call, under diffusers' own names."""
+
+    sample: Tensor  # (B, C, h, w)
+    timestep: Tensor  # (B,)
+    encoder_hidden_states: Tensor  # (B, tokens, D)
+    added_cond_kwargs: Mapping[str, Tensor] = field(default_factory=dict)
+    residuals: Mapping[str, Any] = field(default_factory=dict)  # ControlNet's
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one bucket to a batch.
+
+    A field that only some samples have is an error, except `mask`: an image without one counts
+    fully, so its mask is all ones.
+
+    Raises:
+        ValueError: tensors of a field differ in shape; names the images.
+    """
+    masks = [sample.mask for sample in samples]
+    if any(mask is not None for mask in masks):
+        known = next(mask for mask in masks if mask is not None)
+        masks = [torch.ones_like(known) if mask is None else mask for mask in masks]
+    keys = dict.fromkeys(key for sample in samples for key in sample.extras)
+    return Batch(
+        captions=[sample.caption for sample in samples],
+        names=[sample.name for sample in samples],
+        pixel_values=_stack(samples, "pixel_values", [s.pixel_values for s in samples]),
+        latents=_stack(samples, "latents", [s.latents for s in samples]),
+        mask=_stack(samples, "mask", masks),
+        original_size=_stack(samples, "original_size", [s.original_size for s in samples]),
+        crop_top_left=_stack(samples, "crop_top_left", [s.crop_top_left for s in samples]),
+        extras={key: _stack(samples, key, [s.extras.get(key) for s in samples]) for key in keys},
+    )
+
+
+def _stack(samples: Sequence[Sample], key: str, values: list) -> Tensor | None:
+    missing = [s.name for s, value in zip(samples, values, strict=True) if value is None]
+    if len(missing) == len(values):
+        return None
+    if missing:
+        raise ValueError(f"{missing[0]}: has no {key}, but other images of its batch have one")
+    tensors = [value if isinstance(value, Tensor) else torch.tensor(value) for value in values]
+    if any(tensor.shape != tensors[0].shape for tensor in tensors):
+        shapes = {s.name: tuple(t.shape) for s, t in zip(samples, tensors, strict=True)}
+        raise ValueError(f"{key} of one batch differ in shape: {shapes}; one bucket, one shape")
+    return torch.stack(tensors)
+
+
+def _map_tensors(value: Any, move) -> Any:
+    if isinstance(value, Tensor):
+        return move(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(item, move) for key, item in value.items()}
+    return value

@@ -1,0 +1,228 @@
+"""The config: frozen dataclasses are its schema, `load` turns a YAML file into them.
+
+Nothing here imports torch, so a faulty file is answered at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import MISSING, OmegaConf
+
+from modules.config_faults import check_meaning
+from modules.schema import AtLeast, Within, build_section
+from modules.yaml_source import ConfigError, YamlSource
+
+__all__ = ["Config", "ConfigError", "load", "to_yaml"]
+
+Count = Annotated[int, AtLeast(1)]
+Natural = Annotated[int, AtLeast(0)]
+NonNegative = Annotated[float, AtLeast(0)]
+Fraction = Annotated[float, Within(0, 1)]
+Rate = NonNegative | dict[str, NonNegative]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentConfig:
+    module: str = MISSING
+    """Dotted path of a class or function: one of ours, of a package, or in a file of your own."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    path: str = MISSING
+    """Base model: a diffusers directory or a hub id."""
+    vae: str | None = None
+    """Another VAE: a directory or a hub id."""
+    trainable: list[str] = field(default_factory=list)
+    """Parts of the base that are trained: module paths as `unet`, `unet.up_blocks`,
+    `text_encoders`, `text_encoders.0`; `*` stands for anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    module: str = "modules.dataset.LatentDataset"
+    """Dotted path of the dataset's class."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments; `path` is the dataset's directory."""
+    shuffle: bool = True
+    """Draw the images in a new order each epoch."""
+    num_workers: Natural = 0
+    """Processes that read data; 0 reads in the training process, which suits cached latents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    module: str = MISSING
+    """Dotted path of the network's class."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments."""
+    learning_rate: Rate | None = None
+    """Its learning rate, or one for each component; null takes `train.learning_rate`."""
+    train: bool = True
+    """false: applied, but not trained."""
+    resume: str | None = None
+    """A file of this network to begin with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    module: str | None = None
+    """Dotted path of the objective's class; null takes what the model was trained with."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments: `timestep_range`, `noise_offset`, `min_snr_gamma`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    module: str = "torch.optim.AdamW"
+    """Dotted path of the optimizer's class, of any package."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments, except the learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrSchedulerConfig:
+    name: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+    ] = "constant"
+    """How the learning rate moves over the run."""
+    warmup_steps: Natural | None = None
+    """Optimizer steps in which the learning rate rises from 0."""
+    warmup_ratio: Fraction | None = None
+    """The same as a fraction of all steps."""
+    num_cycles: Count = 1
+    """Cycles of `cosine_with_restarts`."""
+    power: NonNegative = 1.0
+    """Power of `polynomial`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    learning_rate: Rate = 1e-4
+    """Learning rate, or one for each component: `{unet: 1e-4, text_encoders: 5e-5}`."""
+    batch_size: Count = 1
+    """Images of a batch, on each device."""
+    max_train_steps: Count | None = None
+    """Optimizer steps of the run; this or `max_train_epochs`."""
+    max_train_epochs: Count | None = None
+    """Passes over the dataset; this or `max_train_steps`."""
+    gradient_accumulation_steps: Count = 1
+    """Batches of one optimizer step."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the computation; trained weights stay in float32."""
+    max_grad_norm: NonNegative = 1.0
+    """Gradients are scaled down to this norm; 0 switches it off."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """Attention kernels: PyTorch's own or xformers'."""
+    seed: Natural = 0
+    """Start of every random number of the run."""
+    log_every: Count = 10
+    """Optimizer steps between two lines of metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    name: str | None = None
+    """Name of the run and its files; null takes the YAML's file name."""
+    directory: str = "output"
+    """Directory of all runs; a run makes its own folder in it."""
+    every_epochs: Count | None = None
+    """Epochs between two saves; the end of the run is always saved."""
+    every_steps: Count | None = None
+    """Optimizer steps between two saves."""
+    keep_last: Count | None = None
+    """How many earlier saves are kept; null keeps all."""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Precision of the files."""
+    module: str = "modules.savers.WeightsSaver"
+    """Dotted path of the saver's class."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of a saver of your own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    prompts: list[str] | str = MISSING
+    """Prompts of the validation images: a list, or a text file with one in each line."""
+    negative_prompt: str = ""
+    """What the images should not show."""
+    width: Count = 512
+    """Width in pixels."""
+    height: Count = 512
+    """Height in pixels."""
+    num_inference_steps: Count = 25
+    """Denoising steps of an image."""
+    guidance_scale: NonNegative = 7.5
+    """Classifier-free guidance; 1 switches it off."""
+    seed: Natural = 0
+    """Seed of the first prompt; the second has one more, and so on."""
+    every_epochs: Count | None = None
+    """Epochs between two grids; the end of the run always gets one."""
+    every_steps: Count | None = None
+    """Optimizer steps between two grids."""
+    at_start: bool = True
+    """Draw a grid before training, to compare with."""
+    module: str = "modules.samplers.GridSampler"
+    """Dotted path of the sampler's class."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of a sampler of your own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The base model."""
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    """The images and captions."""
+    prepare: list[ComponentConfig] = field(default_factory=list)
+    """Functions that are called before the dataset is read, in this order, as the preprocess
+    scripts' own: `preprocess.bucketing.bucketing`."""
+    networks: dict[str, NetworkConfig] = field(default_factory=dict)
+    """What is added to the base, by names of your own; the order is that of conditioning."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is noised, what is predicted, how it is weighted."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimizer."""
+    lr_scheduler: LrSchedulerConfig = field(default_factory=LrSchedulerConfig)
+    """The learning rate over the run."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How long and how it is trained."""
+    save: SaveConfig = field(default_factory=SaveConfig)
+    """Where and when weights are written."""
+    sample: SampleConfig | None = None
+    """Validation images; without this section there are none."""
+    loggers: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    """Where metrics go besides metrics.jsonl: `tensorboard:`, `wandb: {project: cats}`."""
+
+
+def load(path: str | Path, *overrides: str) -> Config:
+    """Read a YAML file over the defaults, and `key.path=value` overrides over the file.
+
+    Raises:
+        ConfigError: lists every fault of schema, type and path that the file has.
+    """
+    source = YamlSource.read(Path(path), overrides)
+    config: Config = build_section(Config, source.values, source)
+    check_meaning(config, source)
+    source.raise_if_faulty()
+    if config.save.name is None:
+        config = replace(config, save=replace(config.save, name=Path(path).stem))
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole config, defaults included, as YAML that `load` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+

@@ -1,0 +1,122 @@
+"""Faults of a config that no type shows: missing paths, contradictions, settings without a goal."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modules.yaml_source import YamlSource
+
+if TYPE_CHECKING:
+    from modules.config import Config
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def check_meaning(config: Config, faults: YamlSource) -> None:
+    """Note what the values of a well-typed config say wrong together."""
+    _check_paths(config, faults)
+    _check_length(config, faults)
+    _check_trained(config, faults)
+    for section, value in (("save", config.save), ("sample", config.sample)):
+        if value is not None and value.every_epochs and value.every_steps:
+            faults.fault((section, "every_steps"), "is given beside every_epochs; keep one of them")
+    scheduler = config.lr_scheduler
+    if scheduler.warmup_steps is not None and scheduler.warmup_ratio is not None:
+        faults.fault(
+            ("lr_scheduler", "warmup_ratio"), "is given beside warmup_steps; keep one of them"
+        )
+    if config.save.name is not None and not _is_file_name(config.save.name):
+        faults.fault(
+            ("save", "name"), f"{config.save.name!r} is no file name; it may not have / \\ : * ? in"
+        )
+    for name in config.networks:
+        if not _is_file_name(name):
+            faults.fault(("networks", name), "the name becomes part of a file's name; use letters")
+
+
+def _check_paths(config: Config, faults: YamlSource) -> None:
+    if not faults.is_faulty(("model", "path")):
+        problem = _model_problem(config.model.path, "model_index.json", "a diffusers model")
+        if problem:
+            faults.fault(("model", "path"), problem)
+    if config.model.vae is not None:
+        problem = _model_problem(config.model.vae, "config.json", "a VAE")
+        if problem:
+            faults.fault(("model", "vae"), problem)
+    for name, network in config.networks.items():
+        if network.resume is not None and not Path(network.resume).exists():
+            faults.fault(
+                ("networks", name, "resume"),
+                f"{network.resume!r} does not exist{_near_path(network.resume)}",
+            )
+    path = config.dataset.args.get("path")
+    if isinstance(path, str) and not config.prepare and not Path(path).is_dir():
+        faults.fault(
+            ("dataset", "args", "path"),
+            f"{path!r} is not a directory{_near_path(path)}",
+        )
+    sample = config.sample
+    if faults.is_faulty(("sample", "prompts")):
+        return
+    if sample is not None and isinstance(sample.prompts, str):
+        if not Path(sample.prompts).is_file():
+            faults.fault(
+                ("sample", "prompts"),
+                f"{sample.prompts!r} is not a file; for one prompt write a list, [{sample.prompts}]",
+            )
+    elif sample is not None and not sample.prompts:
+        faults.fault(("sample", "prompts"), "is empty; give one prompt or leave `sample` out")
+
+
+def _model_problem(path: str, marker: str, thing: str) -> str | None:
+    """Why `path` can be neither a directory with `marker` in it nor a hub id, or None."""
+    local = Path(path)
+    if local.is_file():
+        return f"{path!r} is a single file; convert it to a diffusers directory first"
+    if local.is_dir():
+        if (local / marker).is_file() or (local / "vae" / marker).is_file():
+            return None
+        found = ", ".join(sorted(entry.name for entry in local.iterdir())[:5]) or "nothing"
+        return f"{path!r} is not {thing}: it has no {marker} (it has {found})"
+    parent_exists = local.parent != Path(".") and local.parent.is_dir()
+    if _HUB_ID.fullmatch(path) and not parent_exists:
+        return None
+    return f"{path!r} is not a directory{_near_path(path)}"
+
+
+def _near_path(path: str) -> str:
+    parent = Path(path).parent
+    if not parent.is_dir():
+        return f" ({str(parent)!r} does not exist either)"
+    close = difflib.get_close_matches(Path(path).name, [e.name for e in parent.iterdir()], n=1)
+    return f"; did you mean {str(parent / close[0])!r}?" if close else ""
+
+
+def _check_length(config: Config, faults: YamlSource) -> None:
+    train = config.train
+    if any(faults.is_faulty(("train", key)) for key in ("max_train_steps", "max_train_epochs")):
+        return
+    if train.max_train_steps is None and train.max_train_epochs is None:
+        faults.fault(("train",), "has no length; give max_train_epochs or max_train_steps")
+    if train.max_train_steps is not None and train.max_train_epochs is not None:
+        faults.fault(
+            ("train", "max_train_steps"), "is given beside max_train_epochs; keep one of them"
+        )
+
+
+def _check_trained(config: Config, faults: YamlSource) -> None:
+    if config.model.trainable or any(network.train for network in config.networks.values()):
+        return
+    if faults.is_faulty(("networks",)) or faults.is_faulty(("model", "trainable")):
+        return
+    faults.fault(
+        ("model", "trainable"),
+        "nothing is trained; add a network, or parts of the base as [unet]",
+    )
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(name.strip(". ")) and not re.search(r'[\\/:*?"<>|\x00-\x1f]', name)

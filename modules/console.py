@@ -1,0 +1,55 @@
+"""What a person sees in the terminal: our lines, one progress bar, no library's chatter."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+from tqdm import tqdm
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes log lines above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record))
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return message if record.levelno < logging.WARNING else f"warning: {message}"
+
+
+def set_up_logging() -> None:
+    """Show our own messages as plain lines; a second call changes nothing."""
+    handler = _TqdmHandler()
+    handler.setFormatter(_PlainFormatter("%(message)s"))
+    for name in ("modules", "networks", "preprocess", "tools"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, _TqdmHandler) for known in logger.handlers):
+            logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def quiet_libraries() -> None:
+    """Silence what a person can't act on; call it before the libraries are imported."""
+    defaults = {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "XFORMERS_MORE_DETAILS": "0",
+        "WANDB_SILENT": "true",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+    for name in ("xformers", "torch.distributed.elastic"):  # xformers without CUDA warns at import
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*no accelerator.*")

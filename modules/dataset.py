@@ -1,0 +1,232 @@
+"""Datasets: an image's latents, caption and side inputs, read one at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from modules.batch import Sample
+from modules.buckets import BucketIndex, Size
+from modules.captions import CAPTION_SUFFIXES, CaptionProcessor, find_caption, read_caption
+from modules.dataset_files import (
+    Kind,
+    SideInput,
+    list_names,
+    raise_faults,
+    read_array,
+    read_shape,
+)
+from modules.files import Journal, files_by_name
+
+logger = logging.getLogger(__name__)
+
+
+class LatentDataset(Dataset[Sample]):
+    """The directory that preprocess/ makes: buckets.json, latents/, captions/ and side inputs.
+
+    `extras` names the side inputs: `{control: image}` reads control/<name>.png as (3, H, W) in
+    0..1, `{pfg: npz}` the array in pfg/<name>.npz. `prompt` stands for every caption. What is
+    random about a caption depends on (`seed`, epoch, index) only, not on workers or on a resume.
+
+    Raises:
+        ValueError: an argument is wrong or files are missing; lists all that is.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        metadata: str = "buckets.json",
+        prefix: str = "",
+        prompt: str | None = None,
+        caption_dropout: float = 0.0,
+        shuffle_caption: bool = False,
+        keep_tokens: int = 0,
+        mask: bool = False,
+        extras: Mapping[str, Kind] | None = None,
+        allow_missing_captions: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"{self.path}: no such directory")
+        self.prompt = prompt
+        self.seed = seed
+        self.process_caption = CaptionProcessor(
+            prefix=prefix,
+            shuffle=shuffle_caption,
+            keep_tokens=keep_tokens,
+            caption_dropout=caption_dropout,
+        )
+        self.names: list[str] = []
+        self.buckets: list[list[int]] = []  # indices
+        self.bucket_sizes: list[Size] = []
+        for size, names in BucketIndex.load(self.path / metadata).buckets.items():
+            if names:
+                self.bucket_sizes.append(size)
+                self.buckets.append(list(range(len(self.names), len(self.names) + len(names))))
+                self.names.extend(names)
+        # Workers that live longer than an epoch see it change, since they share this memory.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._mask = SideInput(self.path, "mask", "npz") if mask else None
+        self._extras = [SideInput(self.path, key, kind) for key, kind in (extras or {}).items()]
+        self._captions = self._find_captions() if prompt is None else {}
+        faults = [*self._find_missing_files()]
+        if prompt is None and not allow_missing_captions:
+            faults += self._find_missing_captions()
+        raise_faults(self.path, faults)
+        self._geometry = self._read_geometry()
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Name what samples hold beside latents and caption, for networks to ask for."""
+        keys = {extra.key for extra in self._extras}
+        return frozenset(keys | {"mask"} if self._mask else keys)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self.names[index]
+        geometry = None if self._geometry is None else self._geometry[index].tolist()
+        return Sample(
+            name=name,
+            caption=self.caption(index),
+            latents=read_array(self.path / _latents_file(name)),  # (C, h, w)
+            mask=self._read_mask(name),
+            original_size=geometry and (geometry[0], geometry[1]),
+            crop_top_left=geometry and (geometry[2], geometry[3]),
+            extras={extra.key: extra.read(name) for extra in self._extras},
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random captions are drawn."""
+        self._epoch.fill_(epoch)
+
+    def caption(self, index: int) -> str:
+        """Return the final caption of an image in the current epoch."""
+        caption = self.prompt
+        if caption is None:
+            file = self._captions.get(self.names[index])
+            caption = read_caption(self.path / file) if file else ""
+        # The last number keeps these draws apart from others that begin with the same seed.
+        rng = np.random.default_rng([self.seed, int(self._epoch), index, 0xCA97])
+        return self.process_caption(caption, rng)
+
+    def summary(self) -> list[str]:
+        """Describe the dataset in a few lines: buckets, captions, three final captions."""
+        counts = zip(self.bucket_sizes, self.buckets, strict=True)
+        lines = ["images per bucket: " + ", ".join(f"{w}x{h}: {len(b)}" for (w, h), b in counts)]
+        if self.prompt is None:
+            missing = [name for name in self.names if name not in self._captions]
+            found = f"captions: {len(self) - len(missing)} of {len(self)}"
+            lines.append(found + (f"; missing: {list_names(missing)}" if missing else ""))
+        shown = dict.fromkeys((0, len(self) // 2, len(self) - 1))
+        return lines + [f"caption of {self.names[i]}: {self.caption(i)!r}" for i in shown]
+
+    def check_latent_shapes(self, vae_scale_factor: int, latent_channels: int) -> None:
+        """Compare latents, masks and side images with their buckets, by their headers alone.
+
+        Raises:
+            ValueError: lists those that differ.
+        """
+        faults = []
+        for size, bucket in zip(self.bucket_sizes, self.buckets, strict=True):
+            width, height = size
+            grid = (height // vae_scale_factor, width // vae_scale_factor)
+            for index in bucket:
+                for file, shape in self._find_misfits(
+                    self.names[index], size=(height, width), latents=(latent_channels, *grid)
+                ):
+                    fault = f"{file}: shape {shape} is not bucket {size}; run "
+                    maker = "preprocess/latent.py" if file.startswith("latents/") else "its script"
+                    faults.append(f"{fault}{maker} again after bucketing")
+        raise_faults(self.path, faults)
+
+    def _find_misfits(
+        self, name: str, *, size: tuple[int, int], latents: tuple[int, int, int]
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield (file, shape) of an image's files that don't fit its bucket."""
+        if (shape := read_shape(self.path / _latents_file(name))) != latents:
+            yield _latents_file(name), shape
+        if self._mask and name in self._mask:
+            shape = self._mask.shape(name)
+            if shape not in (latents[1:], (1, *latents[1:])):
+                yield self._mask.file(name), shape
+        for extra in self._extras:
+            if extra.kind == "image" and (shape := extra.shape(name)) != size:
+                yield extra.file(name), shape
+
+    def _read_mask(self, name: str) -> Tensor | None:
+        if self._mask is None or name not in self._mask:
+            return None
+        mask = self._mask.read(name)
+        return mask[None] if mask.ndim == 2 else mask  # (1, h, w)
+
+    def _find_captions(self) -> dict[str, str]:
+        """Map names to caption files: in captions/, else beside the images of older datasets."""
+        suffixes = files_by_name(self.path / "captions", CAPTION_SUFFIXES)
+        files = {name: f"captions/{name}{suffix}" for name, suffix in suffixes.items()}
+        for name in self.names:
+            if name not in files and (path := find_caption(self.path, name)):
+                files[name] = path.relative_to(self.path).as_posix()
+        return files
+
+    def _find_missing_files(self) -> Iterator[str]:
+        """Yield a fault for every kind of file that images lack."""
+        latents = files_by_name(self.path / "latents", (".npy",))
+        missing = [name for name in self.names if name not in latents]
+        if missing:
+            yield self._describe("latents", missing, "run preprocess/latent.py")
+        for extra in self._extras:
+            missing = [name for name in self.names if name not in extra]
+            if missing:
+                advice = f"add them to {extra.key}/ or take {extra.key} out of extras"
+                yield self._describe(extra.key, missing, advice)
+        if self._mask is not None:
+            mask = self._mask
+            missing = [name for name in self.names if name not in mask]
+            if len(missing) == len(self):
+                yield self._describe("mask", missing, "run preprocess/create_mask.py")
+            elif missing:
+                found = self._describe("mask", missing, "these images count fully")
+                logger.warning("%s: %s", self.path, found)
+
+    def _find_missing_captions(self) -> Iterator[str]:
+        missing = [name for name in self.names if name not in self._captions]
+        if missing:
+            advice = "add captions/<name>.txt or .caption, or set allow_missing_captions: true"
+            yield self._describe("captions", missing, advice)
+
+    def _describe(self, kind: str, missing: list[str], advice: str) -> str:
+        return f"{kind}: {len(missing)} of {len(self)} missing: {list_names(missing)}; {advice}"
+
+    def _read_geometry(self) -> np.ndarray | None:
+        """Return height and width before resizing, top and left of the crop, for each image."""
+        entries = Journal(self.path / "images.jsonl").entries
+        rows = []
+        for name in self.names:
+            entry = entries.get(name, {})
+            try:
+                (width, height), (top, left) = entry["original_size"], entry["crop_top_left"]
+            except (KeyError, TypeError, ValueError):
+                if entries:
+                    logger.warning(
+                        "%s/images.jsonl: has no sizes of %s; original sizes are not used, run "
+                        "preprocess/bucketing.py again to have them",
+                        self.path,
+                        name,
+                    )
+                return None
+            rows.append((height, width, top, left))
+        return np.array(rows, dtype=np.int32)
+
+
+def _latents_file(name: str) -> str:
+    return f"latents/{name}.npy"

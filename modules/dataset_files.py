@@ -1,0 +1,124 @@
+"""The files of a dataset directory: arrays and side inputs, and their shapes by header alone."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modules.files import files_by_name
+from modules.images import IMAGE_SUFFIXES, open_image, read_size, to_tensor
+
+Kind = Literal["npz", "image"]
+
+LISTED = 10
+"""An error names so many images or faults, and counts the rest."""
+
+_ARRAY_NAMES = ("controll", "arr_0")  # the first one's spelling is that of existing pfg files
+
+
+class SideInput:
+    """A folder with one file per image: control/<name>.png, mask/<name>.npz.
+
+    Raises:
+        ValueError: `key` is not the name of a folder, or `kind` unknown.
+    """
+
+    def __init__(self, directory: Path, key: str, kind: Kind) -> None:
+        if kind not in get_args(Kind):
+            kinds = ", ".join(get_args(Kind))
+            raise ValueError(f"extras.{key}: {kind!r} is not a kind of file; use one of {kinds}")
+        if not key.replace("-", "_").isidentifier():
+            raise ValueError(f"extras.{key}: is not a name for a folder; use letters and digits")
+        self.key = key
+        self.kind = kind
+        self.directory = directory
+        suffixes = IMAGE_SUFFIXES if kind == "image" else (".npz",)
+        self._suffixes = files_by_name(directory / key, suffixes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._suffixes
+
+    def file(self, name: str) -> str:
+        """Return the path of an image's file within the dataset."""
+        return f"{self.key}/{name}{self._suffixes[name]}"
+
+    def read(self, name: str) -> Tensor:
+        """Return an image as (3, H, W) in 0..1, or an array as it stands; float32."""
+        path = self.directory / self.file(name)
+        if self.kind == "image":
+            return to_tensor(open_image(path), minimum=0.0)
+        return read_array(path)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return (height, width) of an image or the shape of an array, from its header."""
+        path = self.directory / self.file(name)
+        return read_size(path)[::-1] if self.kind == "image" else read_shape(path)
+
+
+def read_array(path: Path) -> Tensor:
+    """Read a .npy file, or the one array of a .npz file, as float32.
+
+    Raises:
+        ValueError: the file can't be read; names it.
+    """
+    with _naming(path), _open_array(path) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        return torch.from_numpy(np.asarray(array, dtype=np.float32))
+
+
+def read_shape(path: Path) -> tuple[int, ...]:
+    """Return the shape of an array that `read_array` reads, from its header.
+
+    Raises:
+        ValueError: as `read_array`.
+    """
+    with _naming(path), _open_array(path) as file:
+        if np.lib.format.read_magic(file) == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)[0]
+        return np.lib.format.read_array_header_2_0(file)[0]
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Write names in one line, the first ten of them and a count."""
+    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + rest
+
+
+def raise_faults(directory: Path, faults: Sequence[str]) -> None:
+    """Raise one ValueError that lists the first ten faults of a dataset and counts the rest."""
+    if not faults:
+        return
+    lines = [f"{directory} is not ready for training:", *faults[:LISTED]]
+    if len(faults) > LISTED:
+        lines.append(f"and {len(faults) - LISTED} more")
+    raise ValueError("\n  ".join(lines))
+
+
+@contextmanager
+def _open_array(path: Path) -> Iterator[BinaryIO]:
+    if path.suffix != ".npz":
+        with path.open("rb") as file:
+            yield file
+        return
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        known = [name for name in _ARRAY_NAMES if name in names]
+        if not known and len(names) != 1:
+            raise ValueError(f"holds the arrays {names}, none of them is arr_0")
+        with archive.open(f"{[*known, *names][0]}.npy") as member:
+            yield member  # type: ignore[misc]  # a ZipExtFile is read like any binary file
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: can't be read ({error}); make it again") from error

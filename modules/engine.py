@@ -1,0 +1,85 @@
+"""The engine: accelerate, the device and precision of every module, attention kernels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from modules.models.base import DiffusionModel
+
+logger = logging.getLogger(__name__)
+
+_COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def create_accelerator(mixed_precision: str) -> Accelerator:
+    """The accelerator of this process; one of an earlier run in the process is replaced."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=False)
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        kwargs_handlers=[ddp],
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def prepare_modules(
+    model: DiffusionModel,
+    networks: Mapping[str, Any],
+    *,
+    device: torch.device,
+    mixed_precision: str,
+    gradient_checkpointing: bool,
+) -> None:
+    """Move everything to the device and set modes and dtypes.
+
+    Trained parameters stay in float32. A component of which nothing is trained takes the compute
+    dtype. The VAE is never in float16, where it overflows.
+    """
+    compute_dtype = _COMPUTE_DTYPES[mixed_precision]
+    for module in model.components().values():
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        module.to(device, torch.float32 if trained else compute_dtype)
+        module.train(trained)
+    if model.vae is not None:
+        vae_dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
+        model.vae.to(device, vae_dtype)
+        model.vae.eval()
+    for network in networks.values():
+        network.to(device)
+        network.train(any(parameter.requires_grad for parameter in network.parameters()))
+    if gradient_checkpointing:
+        enable_checkpointing(model, networks)
+
+
+def enable_checkpointing(model: DiffusionModel, networks: Mapping[str, Any]) -> None:
+    """Recompute activations in the backward pass of every component that gradients pass through."""
+    model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    reached = {group for network in networks.values() for group in network.parameter_groups()}
+    for number, encoder in enumerate(model.text_encoders):
+        trained = any(parameter.requires_grad for parameter in encoder.module.parameters())
+        if trained or f"text_encoders.{number}" in reached:
+            encoder.module.activation_checkpointing_enable()  # type: ignore[operator]
+            encoder.module.train()  # transformers checkpoints in training mode only
+
+
+def set_attention(model: DiffusionModel, kernel: str) -> None:
+    """Choose the denoiser's attention kernels; SDPA is diffusers' default and always works."""
+    if kernel == "sdpa":
+        return
+    denoiser: Any = model.denoiser
+    try:
+        denoiser.enable_xformers_memory_efficient_attention()
+    except (ImportError, ValueError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        logger.warning("train.attention: xformers can't be used here (%s); using sdpa", reason)
+

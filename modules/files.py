@@ -1,0 +1,142 @@
+"""Files that are complete or absent: atomic writes, folder listings and journals of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Write `path` so that it holds all of `content` or, after a kill, what it held before.
+
+    Text is written as UTF-8 with Unix line ends; a callable gets the open binary file. Missing
+    parent folders are made.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; it takes that name if no error is raised.
+
+    For writers that want a path, e.g. safetensors' `save_file`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not derived from the file's name, which may already have the greatest length allowed.
+    temporary = path.parent / f".{os.getpid()}-{threading.get_ident()}.tmp"
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def walk_files(directory: Path, *, exclude: Collection[Path] = ()) -> Iterator[tuple[str, Path]]:
+    """Yield (path within `directory` with forward slashes, path) of every file, sorted.
+
+    Links to folders are followed, each real folder is entered once; hidden files and folders and
+    those in `exclude` are left out.
+
+    Raises:
+        ValueError: `directory` is not a directory.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such directory")
+    entered = {os.path.realpath(path) for path in exclude}
+    yield from _walk(directory, "", entered)
+
+
+def files_by_name(
+    directory: Path, suffixes: Sequence[str], *, exclude: Collection[Path] = ()
+) -> dict[str, str]:
+    """Map each file's path within `directory`, without suffix, to its suffix.
+
+    The first of `suffixes` (lower case, with the dot) wins where a name has several; a directory
+    that doesn't exist holds no files.
+    """
+    found: dict[str, str] = {}
+    if not directory.is_dir():
+        return found
+    ranks = {suffix: rank for rank, suffix in enumerate(suffixes)}
+    for relative, _ in walk_files(directory, exclude=exclude):
+        name, suffix = os.path.splitext(relative)
+        rank = ranks.get(suffix.lower())
+        if rank is not None and rank < ranks.get(found.get(name, "").lower(), len(ranks)):
+            found[name] = suffix
+    return found
+
+
+class Journal:
+    """A JSON-lines file that a long job extends line by line, and reads when it starts again.
+
+    A line that a kill has torn is left out. Entries are dictionaries with a unique `name`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            self.entries = {entry["name"]: entry for entry in _read_lines(path)}
+
+    def append(self, entries: Collection[Mapping[str, Any]]) -> None:
+        """Add entries to the end of the file; a later one replaces an earlier of its name."""
+        self.entries.update((entry["name"], dict(entry)) for entry in entries)
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(_to_line(entry) for entry in entries))
+
+    def rewrite(self) -> None:
+        """Write the file anew with one line for each entry, sorted by name."""
+        self.entries = dict(sorted(self.entries.items()))
+        write_atomically(self.path, "".join(_to_line(entry) for entry in self.entries.values()))
+
+
+def _walk(directory: Path, prefix: str, entered: set[str]) -> Iterator[tuple[str, Path]]:
+    real = os.path.realpath(directory)
+    if real in entered:
+        return
+    entered.add(real)
+    with os.scandir(directory) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", entered)
+        elif entry.is_file():
+            yield prefix + entry.name, Path(entry.path)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_bytes().split(b"\n")
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry.get("name"), str):
+                raise ValueError("an entry without a name")
+        except (ValueError, AttributeError) as error:
+            if number == len(lines):
+                continue  # no newline after it: torn by a kill
+            raise ValueError(
+                f"{path}, line {number}: is not a JSON object with a name; delete the line, or the "
+                "file to start anew"
+            ) from error
+        entries.append(entry)
+    return entries
+
+
+def _to_line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"

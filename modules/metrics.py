@@ -1,0 +1,54 @@
+"""Metrics of a run: one JSON line each, and the loss curve as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class Metrics:
+    """Appends to `metrics.jsonl` and draws `loss.png` beside it."""
+
+    def __init__(self, directory: Path):
+        self._path = directory / "metrics.jsonl"
+        self._picture = directory / "loss.png"
+
+    def write(self, record: Mapping[str, float | int]) -> None:
+        """Add one record; it is on disk when this returns."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+    def read(self) -> list[dict[str, float]]:
+        """All records so far."""
+        if not self._path.exists():
+            return []
+        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+
+    def plot(self) -> Path | None:
+        """Draw the loss over the steps, as measured and smoothed; None without two points."""
+        points = [(r["step"], r["loss"]) for r in self.read() if "loss" in r]
+        if len(points) < 2:
+            return None
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        steps, losses = zip(*points, strict=True)
+        figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+        axes = figure.subplots()
+        axes.plot(steps, losses, color="#9ecae1", linewidth=1, label="mean since the last point")
+        axes.plot(steps, smoothed(losses), color="#08519c", linewidth=2, label="smoothed")
+        axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        FigureCanvasAgg(figure).print_png(self._picture)
+        return self._picture
+
+
+def smoothed(values: tuple[float, ...], weight: float = 0.9) -> list[float]:
+    """Exponential moving average, corrected for its start."""
+    average, result = 0.0, []
+    for count, value in enumerate(values, start=1):
+        average = weight * average + (1 - weight) * value
+        result.append(average / (1 - weight**count))
+    return result

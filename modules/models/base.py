@@ -1,0 +1,243 @@
+"""The pieces of one checkpoint and what a trainer asks of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from modules.batch import Batch, DenoiserInputs
+from modules.objectives import OBJECTIVES, Diffusion
+
+
+@dataclass
+class TextEncoder:
+    """A text encoder and the tokenizer it was trained with."""
+
+    module: nn.Module
+    tokenizer: Any
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a prompt, start and end included."""
+        positions = self.module.config.max_position_embeddings
+        return min(self.tokenizer.model_max_length, positions)
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Token ids, (B, max_length), padded and truncated."""
+        encoded = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        return encoded.input_ids
+
+
+class DiffusionModel:
+    """The pieces of one checkpoint and the four things a trainer asks of them.
+
+    A family is a subclass: it says how to load and save the pieces and how prompts and images
+    become the tensors of its denoiser.
+    """
+
+    adapter_targets: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Classes in which adapters find Linear and 1x1 convolutions, by component."""
+    conv_targets: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Classes whose layers are added when an adapter covers k x k convolutions."""
+    component_prefixes: ClassVar[Mapping[str, str]]
+    """Component -> its prefix in adapter files: "unet" -> "lora_unet"."""
+
+    denoiser: nn.Module
+    text_encoders: list[TextEncoder]
+    vae: Any | None  # None: pixel space
+    scheduler: Any
+    path: str
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: Path, *, path: str, vae: str | None, weights: bool
+    ) -> DiffusionModel:
+        """Load the pieces from a diffusers directory; without weights they stay on `meta`."""
+        raise TypeError(f"{cls.__name__} cannot be loaded")
+
+    def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
+        """Write the pieces as a diffusers directory."""
+        raise TypeError(f"{type(self).__name__} cannot be saved")
+
+    def components(self) -> dict[str, nn.Module]:
+        """The trainable pieces by the first part of their module path."""
+        encoders = {f"text_encoders.{i}": te.module for i, te in enumerate(self.text_encoders)}
+        return {"unet": self.denoiser, **encoders}
+
+    def base_version(self) -> dict[str, str]:
+        """Metadata by which other programs tell this family."""
+        return {}
+
+    # -- the four verbs ---------------------------------------------------------------------
+
+    def encode_images(self, batch: Batch) -> Tensor:
+        """Scaled latents of a batch, (B, C, h, w): cached ones, or the VAE's of its pixels."""
+        assert self.vae is not None
+        latents = batch.latents
+        if latents is None:
+            if batch.pixel_values is None:
+                raise ValueError("the dataset gave neither latents nor pixel_values")
+            with torch.no_grad(), full_precision(batch.pixel_values.device):
+                posterior = self.vae.encode(batch.pixel_values.to(self.vae.dtype)).latent_dist
+                latents = posterior.sample().float()
+        return latents * self.vae.config.scaling_factor
+
+    def encode_prompts(self, batch: Batch) -> dict[str, Any]:
+        """`encoder_hidden_states` (B, tokens, D) and what else the denoiser wants of captions."""
+        raise TypeError(f"{type(self).__name__} cannot encode prompts")
+
+    def denoise(self, inputs: DenoiserInputs) -> Tensor:
+        """The denoiser's prediction, (B, C, h, w)."""
+        return self.denoiser(
+            inputs.sample,
+            inputs.timestep,
+            encoder_hidden_states=inputs.encoder_hidden_states,
+            added_cond_kwargs=dict(inputs.added_cond_kwargs) or None,
+            **inputs.residuals,
+        ).sample
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of scaled latents (B, C, h, w)."""
+        assert self.vae is not None
+        with full_precision(latents.device):
+            latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+            pixels = torch.cat([self.vae.decode(one).sample for one in latents.split(1)])
+        pixels = (pixels.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return [Image.fromarray(p.numpy()) for p in pixels.permute(0, 2, 3, 1).cpu()]
+
+    def default_objective(self) -> type[Diffusion]:
+        """The objective that the checkpoint was trained with."""
+        prediction_type = self.scheduler.config.prediction_type
+        if prediction_type not in OBJECTIVES:
+            raise ValueError(
+                f"{self.path}: prediction type {prediction_type!r} is not one of "
+                f"{', '.join(OBJECTIVES)}"
+            )
+        return OBJECTIVES[prediction_type]
+
+    # -- shapes -----------------------------------------------------------------------------
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the denoiser's sample."""
+        return self.denoiser.config.in_channels
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of one latent position along a side."""
+        assert self.vae is not None
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def size_multiple(self) -> int:
+        """Image sides must be multiples of this."""
+        return self.vae_scale_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
+
+    # -- finding modules --------------------------------------------------------------------
+
+    def parameters_matching(self, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Parameters of the base by module path, where a pattern matches.
+
+        Raises:
+            ValueError: a pattern matches nothing; names it and what the model has.
+        """
+        named = {
+            f"{component}.{name}": parameter
+            for component, module in self.components().items()
+            for name, parameter in module.named_parameters()
+        }
+        chosen: dict[str, nn.Parameter] = {}
+        for pattern in patterns:
+            found = {path: p for path, p in named.items() if matches(path, pattern)}
+            if not found:
+                raise ValueError(no_match(pattern, self.module_paths()))
+            chosen.update(found)
+        return {path: parameter for path, parameter in named.items() if path in chosen}
+
+    def adapter_layers(self, patterns: Iterable[str], *, conv: bool) -> dict[str, nn.Module]:
+        """Linear and convolution layers for an adapter, by module path, in the model's order.
+
+        Taken are the family's transformer layers that a pattern covers, with `conv` also those of
+        its convolution blocks, and any single layer that a pattern names in full.
+
+        Raises:
+            ValueError: a pattern covers no such layer; names it and what the model has.
+        """
+        patterns = list(patterns)
+        found: dict[str, nn.Module] = {}
+        used: set[str] = set()
+        for component, module in self.components().items():
+            covered = set(self._covered_paths(component, module, conv=conv))
+            for name, layer in module.named_modules():
+                path = f"{component}.{name}"
+                if not isinstance(layer, nn.Linear | nn.Conv2d):
+                    continue
+                hits = {p for p in patterns if p == path or (name in covered and matches(path, p))}
+                if hits:
+                    found[path] = layer
+                    used |= hits
+        for pattern in patterns:
+            if pattern not in used:
+                raise ValueError(no_match(pattern, self.module_paths()))
+        return found
+
+    def _covered_paths(self, component: str, module: nn.Module, *, conv: bool) -> Iterator[str]:
+        kind = component.partition(".")[0]
+        classes = self.adapter_targets.get(kind, ())
+        conv_classes = self.conv_targets.get(kind, ()) if conv else ()
+        for name, block in module.named_modules():
+            everything = type(block).__name__ in conv_classes
+            if not everything and type(block).__name__ not in classes:
+                continue
+            for inner, layer in block.named_modules(prefix=name):
+                small = not isinstance(layer, nn.Conv2d) or layer.kernel_size == (1, 1)
+                if everything or small:
+                    yield inner
+
+    def module_paths(self) -> Iterator[str]:
+        """Paths of all modules of all components."""
+        for component, module in self.components().items():
+            yield component
+            yield from (f"{component}.{name}" for name, _ in module.named_modules() if name)
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a pattern names a module path, one above it, or by `*` any of these."""
+    if path == pattern or path.startswith(pattern + "."):
+        return True
+    if "*" not in pattern:
+        return False
+    parts = path.split(".")
+    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
+
+
+def no_match(pattern: str, paths: Iterable[str]) -> str:
+    """The message for a pattern that matches no module."""
+    parent = pattern.rpartition(".")[0]
+    depth = len(pattern.split("."))
+    known = sorted({".".join(p.split(".")[:depth]) for p in paths if matches(p, parent)})
+    known = known or sorted({p.split(".")[0] for p in paths})
+    shown = ", ".join(known[:12]) or "nothing"
+    return f"the pattern {pattern!r} matches no module; there: {shown}"
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Switch autocast off: the VAE overflows in float16."""
+    with torch.autocast(device.type, enabled=False):
+        yield

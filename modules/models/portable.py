@@ -1,0 +1,51 @@
+"""Text encoders and tokenizers on disk as older transformers and slow tokenizers read them.
+
+transformers 5.6 took `text_model.` out of CLIPTextModel's names and writes tokenizer.json only;
+readers before it would silently take random weights, or crash on the missing vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+
+def save_text_encoder(encoder: Any, directory: Path, dtype: torch.dtype) -> None:
+    """Write a CLIP text encoder with the field's tensor names."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = encoder.config.to_dict()
+    config["architectures"] = [type(encoder).__name__]
+    config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    config.pop("_name_or_path", None)
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+    tensors = {
+        classic_name(encoder, key): value.detach().to("cpu", dtype).contiguous()
+        for key, value in encoder.state_dict().items()
+        if value.is_floating_point()
+    }
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def classic_name(encoder: nn.Module, path: str) -> str:
+    """A path within a CLIP text encoder as all programs know it: below `text_model.`."""
+    if hasattr(encoder, "text_model") or path.startswith(("text_model.", "text_projection")):
+        return path
+    return f"text_model.{path}"
+
+
+def save_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """Write a BPE tokenizer with the vocab.json and merges.txt of slow tokenizers beside it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(directory)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
+    (directory / "vocab.json").write_text(vocabulary, encoding="utf-8")
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    text = "\n".join(["#version: 0.2", *merges])
+    (directory / "merges.txt").write_text(text + "\n", encoding="utf-8")

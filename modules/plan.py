@@ -1,0 +1,60 @@
+"""What a run will do, in a few lines, before it does it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modules.config import Config
+    from modules.models.base import DiffusionModel
+    from modules.optimizer import ParameterGroup
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Model, trained parameters, data, steps and outputs of a run."""
+
+    model: DiffusionModel
+    groups: list[ParameterGroup]
+    dataset: Any
+    batches: int
+    steps_per_epoch: int
+    max_train_steps: int
+    config: Config
+
+    def show(self, directory: Path) -> None:
+        """Log the plan; `directory` is the run's folder."""
+        for line in self.lines(directory):
+            logger.info("%s", line)
+
+    def lines(self, directory: Path) -> list[str]:
+        """The plan as text."""
+        model, train = self.model, self.config.train
+        family = type(model).__name__
+        prediction = model.scheduler.config.prediction_type
+        lines = [f"model      {model.path} ({family}, {prediction})"]
+        for group in self.groups:
+            lines.append(
+                f"trained    {group.name}: {group.count:,} parameters in {len(group.parameters)} "
+                f"tensors, learning rate {group.learning_rate:g}"
+            )
+        summary = self.dataset.summary() if hasattr(self.dataset, "summary") else None
+        if summary is None:
+            lines.append(f"data       {len(self.dataset)} images")
+        else:
+            text = summary.splitlines() if isinstance(summary, str) else summary
+            lines += [f"data       {line}" for line in text]
+        accumulation = train.gradient_accumulation_steps
+        lines.append(
+            f"steps      {self.batches} batches of up to {train.batch_size} an epoch"
+            + (f", {accumulation} batches a step" if accumulation > 1 else "")
+            + f" -> {self.steps_per_epoch} optimizer steps an epoch, {self.max_train_steps} in all"
+            f" ({self.max_train_steps / self.steps_per_epoch:g} epochs)"
+        )
+        lines.append(f"output     {directory}")
+        return lines

@@ -1,0 +1,75 @@
+"""What the trainer asks of the parts that a person may replace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from modules.batch import Batch, DenoiserInputs
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Objective(Protocol):
+    """What is noised, what is predicted, how it is weighted."""
+
+    def sample_noise(self, clean: Tensor) -> Tensor: ...
+
+    def sample_timesteps(self, batch_size: int, device: torch.device) -> Tensor: ...
+
+    def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+
+    def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
+
+    def loss_weight(self, timesteps: Tensor) -> Tensor: ...  # (B,)
+
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor: ...  # of each element
+
+
+@runtime_checkable
+class Network(Protocol):
+    """Something that is added to the base model, trained or only applied; a torch module."""
+
+    requires: Sequence[str]  # keys of Batch.extras
+
+    def attach(self, model: Any) -> None: ...
+
+    def detach(self) -> None: ...
+
+    def condition(self, inputs: DenoiserInputs, batch: Batch) -> DenoiserInputs: ...
+
+    def parameter_groups(self) -> Mapping[str, Sequence[Parameter]]:
+        """Trainable parameters by the component they work on: "unet", "text_encoders.0"."""
+        ...
+
+    def load(self, path: Path) -> None: ...
+
+    def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None: ...
+
+
+class Run(Protocol):
+    """What savers and samplers see of a training run."""
+
+    name: str
+    directory: Path
+    step: int
+    steps_per_epoch: int
+    model: Any
+    networks: Mapping[str, Network]
+
+
+class Saver(Protocol):
+    """Writes weights."""
+
+    def save_if_due(self, run: Any, *, last: bool) -> None: ...
+
+
+class Sampler(Protocol):
+    """Draws validation images."""
+
+    def sample_if_due(self, run: Any, *, last: bool) -> None: ...

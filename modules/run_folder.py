@@ -1,0 +1,44 @@
+"""One run, one folder: `output/<name>`, and the next free name when that exists."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def create_run_folder(directory: Path, name: str) -> Path:
+    """Make a folder that no earlier run has used: `name`, `name-2`, `name-3`...
+
+    Raises:
+        ValueError: the directory can't be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"save.directory: {directory} cannot be made: {error.strerror}") from error
+    number = 1
+    while True:
+        folder = directory / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise ValueError(f"save.directory: no folder can be made in {directory}: {error}") from (
+                error
+            )
+        else:
+            if number > 1:
+                logger.info("%s holds an earlier run and stays as it is", directory / name)
+            return folder
+
+
+def next_run_folder(directory: Path, name: str) -> Path:
+    """The folder that `create_run_folder` would make now."""
+    folder, number = directory / name, 1
+    while folder.exists():
+        number += 1
+        folder = directory / f"{name}-{number}"
+    return folder

@@ -1,0 +1,129 @@
+"""Weights on disk: networks as .safetensors, a trained base as a diffusers directory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modules.files import replacing
+from modules.schedule import Every
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class WeightsSaver:
+    """Writes everything that is trained, at due steps and at the end.
+
+    The last save is `<name>.safetensors` (with several networks `<name>-<network>.safetensors`)
+    and, where the base is trained, the directory `<name>`; those on the way add `-step00001000`.
+
+    Args:
+        every_epochs, every_steps: how often; with neither only at the end.
+        keep_last: how many of those on the way are kept; None keeps all.
+        dtype: fp32, fp16 or bf16.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_epochs: int | None = None,
+        every_steps: int | None = None,
+        keep_last: int | None = None,
+        dtype: str = "fp16",
+    ):
+        self._every = Every(steps=every_steps, epochs=every_epochs)
+        self._keep_last = keep_last
+        self._dtype = DTYPES[dtype]
+        self._written: list[list[Path]] = []
+
+    def save_if_due(self, run: Any, *, last: bool) -> None:
+        """Save when due; an earlier save is deleted only after the new one is whole."""
+        if last:
+            self.save(run, suffix="")
+        elif self._every.is_due(run.step, steps_per_epoch=run.steps_per_epoch):
+            self._written.append(self.save(run, suffix=f"-step{run.step:08d}"))
+            self._rotate()
+
+    def save(self, run: Any, *, suffix: str) -> list[Path]:
+        """Write all trained networks and, if trained, the base; returns what was written.
+
+        Raises:
+            ValueError: a tensor is not finite; nothing is written then.
+        """
+        trained = {n: network for n, network in run.networks.items() if is_trained(network)}
+        check_finite(run, trained)
+        written = []
+        for name, network in trained.items():
+            stem = run.name if len(trained) == 1 else f"{run.name}-{name}"
+            path = run.directory / f"{stem}{suffix}.safetensors"
+            metadata = {**describe(network, run), "ss_output_name": path.stem}
+            with replacing(path) as temporary:
+                network.save(temporary, dtype=self._dtype, metadata=metadata)
+            written.append(path)
+        if run.trains_base:
+            path = run.directory / f"{run.name}{suffix}"
+            _write_directory(
+                path, lambda temporary: run.model.save_pretrained(temporary, dtype=self._dtype)
+            )
+            written.append(path)
+        for path in written:
+            logger.info("saved %s", path)
+        return written
+
+    def _rotate(self) -> None:
+        if self._keep_last is None:
+            return
+        while len(self._written) > self._keep_last:
+            for path in self._written.pop(0):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def is_trained(network: Any) -> bool:
+    """Whether any parameter of a network takes part in training."""
+    return any(parameter.requires_grad for parameter in network.parameters())
+
+
+def describe(network: Any, run: Any) -> dict[str, str]:
+    """Metadata of a network's file."""
+    own = network.describe(run.model) if hasattr(network, "describe") else {}
+    return {
+        **own,
+        "ss_steps": str(run.step),
+        "ss_epoch": str(run.epoch),
+        "ss_sd_model_name": run.model.path,
+        "ss_training_comment": "sd-trainer",
+    }
+
+
+def check_finite(run: Any, networks: dict[str, Any]) -> None:
+    """Raise if a tensor that would be saved holds NaN or infinity; names it."""
+    named = [(f"{n}.{key}", p) for n, net in networks.items() for key, p in net.named_parameters()]
+    named += [(path, p) for path, p in run.trained_base.items()]
+    faulty = [name for name, parameter in named if not torch.isfinite(parameter).all()]
+    if faulty:
+        raise ValueError(
+            f"step {run.step}: {len(faulty)} of {len(named)} trained tensors are not finite, first "
+            f"{faulty[0]}; nothing was saved. Lower the learning rate, or use bf16 instead of fp16"
+        )
+
+
+def _write_directory(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a directory under a temporary name, then give it its own."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    write(temporary)
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(temporary, path)

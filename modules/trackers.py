@@ -1,0 +1,70 @@
+"""Trackers (tensorboard, wandb) through accelerate; a missing one never stops a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+def start_trackers(
+    accelerator: Accelerator,
+    loggers: Mapping[str, Mapping[str, Any] | None],
+    *,
+    directory: Path,
+    run_name: str,
+    settings: str,
+) -> None:
+    """Start every logger of the config; settings are the resolved YAML, kept as text.
+
+    Loggers are given as `name: {arguments of its init}`; `wandb` also takes `project`.
+    """
+    if not loggers or not accelerator.is_main_process:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    for name, given in loggers.items():
+        arguments = dict(given or {})
+        tracker_class = LOGGER_TYPE_TO_CLASS.get(name)
+        if tracker_class is None:
+            logger.warning("loggers.%s: there is no such logger; metrics.jsonl has all", name)
+            continue
+        project = arguments.pop("project", "sd-trainer")
+        if name == "wandb":
+            arguments = {"name": run_name, "dir": str(directory), **arguments}
+        try:
+            tracker = _start(tracker_class, name, project, directory, arguments)
+            tracker.store_init_configuration({"config": settings})
+        except Exception as error:  # a tracker's own failure must not cost the run
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            logger.warning("loggers.%s could not be started (%s); metrics.jsonl has all", name, reason)
+            continue
+        accelerator.trackers.append(tracker)
+
+
+def _start(
+    tracker_class: Any, name: str, project: str, directory: Path, arguments: dict[str, Any]
+) -> Any:
+    if name == "wandb":
+        try:
+            tracker = tracker_class(project, **arguments)
+            tracker.start()
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("wandb: %s; logging offline to %s", reason, directory / "wandb")
+            os.environ["WANDB_MODE"] = "offline"
+            tracker = tracker_class(project, **{**arguments, "mode": "offline"})
+            tracker.start()
+        return tracker
+    if tracker_class.requires_logging_directory:
+        arguments["logging_dir"] = directory
+    tracker = tracker_class(name, **arguments)
+    tracker.start()
+    return tracker

@@ -1,0 +1,253 @@
+"""The trainer: one loss for every family, objective and network; the order of effects in plain sight."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from modules.batch import Batch, DenoiserInputs
+from modules.metrics import Metrics
+from modules.objectives import masked_mean
+from modules.optimizer import ParameterGroup
+from modules.protocols import Network, Objective, Sampler, Saver
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from modules.buckets import BucketBatchSampler
+    from modules.config import Config
+    from modules.models.base import DiffusionModel
+
+logger = logging.getLogger(__name__)
+
+Group = list[tuple[list[int], Batch]]  # the batches of one optimizer step with their global plan
+
+
+class Trainer:
+    """Trains what requires gradients of a model and its networks.
+
+    Everything that is given is ready: networks attached, parameters frozen or not, modules on
+    their device. `loader` yields this rank's part of each global batch that `batch_sampler` plans.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        directory: Path,
+        model: DiffusionModel,
+        networks: Mapping[str, Network],
+        trained_base: Mapping[str, nn.Parameter],
+        groups: Sequence[ParameterGroup],
+        objective: Objective,
+        loader: Any,
+        batch_sampler: BucketBatchSampler,
+        optimizer: Any,
+        lr_scheduler: Any,
+        accelerator: Accelerator,
+        saver: Saver,
+        sampler: Sampler,
+        max_train_steps: int,
+        steps_per_epoch: int,
+        gradient_accumulation_steps: int = 1,
+        max_grad_norm: float = 1.0,
+        log_every: int = 10,
+    ):
+        self.name = name
+        self.directory = directory
+        self.model = model
+        self.networks = dict(networks)
+        self.trained_base = dict(trained_base)
+        self.groups = list(groups)
+        self.objective = objective
+        self.loader = loader
+        self.batch_sampler = batch_sampler
+        self.lr_scheduler = lr_scheduler
+        self.accelerator = accelerator
+        self.saver = saver
+        self.sampler = sampler
+        self.max_train_steps = max_train_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.max_grad_norm = max_grad_norm
+        self.log_every = log_every
+        self.step = 0
+        self.metrics = Metrics(directory)
+        self._parameters = [p for group in self.groups for p in group.parameters]
+        self._since_log: list[Mapping[str, Tensor | int]] = []
+        self._logged_at = time.perf_counter()
+        self._loss, self.optimizer = accelerator.prepare(_Loss(self), optimizer)
+
+    @classmethod
+    def from_config(cls, config: Config, *, check: bool = False) -> Trainer | None:
+        """Build everything that a config says; with `check` show the plan and build no more.
+
+        Raises:
+            ConfigError: an argument, the dataset or the model does not fit.
+        """
+        from modules.assembly import assemble
+
+        return assemble(config, check=check)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Denoising loss of one batch. Every model family and every network takes this path."""
+        clean = self.model.encode_images(batch)
+        noise = self.objective.sample_noise(clean)
+        timesteps = self.objective.sample_timesteps(len(clean), clean.device)
+
+        inputs = DenoiserInputs(
+            sample=self.objective.add_noise(clean, noise, timesteps),
+            timestep=timesteps,
+            **self.model.encode_prompts(batch),
+        )
+        for network in self.networks.values():
+            inputs = network.condition(inputs, batch)
+
+        prediction = self.model.denoise(inputs)
+        target = self.objective.target(clean, noise, timesteps)
+        error = self.objective.error(prediction, target)  # (B, C, h, w)
+        per_image = masked_mean(error, batch.mask)  # (B,)
+        return (per_image * self.objective.loss_weight(timesteps)).sum()
+
+    def train_step(self, group: Group) -> dict[str, Tensor | int]:
+        """One optimizer step over the batches of a group; metrics stay tensors, nothing waits.
+
+        The summed losses are divided by the images of the whole step, over accumulation and ranks:
+        a short last batch or group counts exactly as much as its images.
+        """
+        images = sum(len(planned) for planned, _ in group)
+        total = torch.zeros((), device=self.accelerator.device)
+        for position, (planned, batch) in enumerate(group):
+            _, is_real = self.batch_sampler.share(planned)  # a rank without an image runs along
+            ranks = self.accelerator.num_processes  # gradients are averaged over ranks
+            last = position == len(group) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self._loss):
+                loss = self._loss(batch.to(self.accelerator.device)) * (is_real * ranks / images)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        metrics: dict[str, Tensor | int] = {"loss": total, "images": images}
+        if self.max_grad_norm:
+            metrics["grad_norm"] = self.accelerator.clip_grad_norm_(
+                self._parameters, self.max_grad_norm
+            )
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return metrics
+
+    def train(self) -> None:
+        """Train to `max_train_steps`."""
+        self.sampler.sample_if_due(self, last=False)
+        self._logged_at = time.perf_counter()
+        groups = self._groups()
+        shown = self.accelerator.is_main_process
+        with tqdm(total=self.max_train_steps, desc="training", disable=not shown) as self._bar:
+            while self.step < self.max_train_steps:
+                self.step += 1
+                last = self.step == self.max_train_steps
+                metrics = self.train_step(next(groups))
+                # The order is fixed: log what was measured, save what was trained, then sample
+                # from it.
+                self.log(metrics, last=last)
+                self.saver.save_if_due(self, last=last)
+                self.sampler.sample_if_due(self, last=last)
+                self._bar.update()
+        self.metrics.plot()
+        self.accelerator.end_training()
+        logger.info("done: %s", self.directory)
+
+    def log(self, metrics: Mapping[str, Tensor | int], *, last: bool) -> None:
+        """Keep a step's metrics; every `log_every` steps write their means (one device sync)."""
+        self._since_log.append(metrics)
+        if not (last or self.step % self.log_every == 0):
+            return
+        count = len(self._since_log)
+        means = {
+            key: torch.stack([m[key] for m in self._since_log]).mean()  # type: ignore[misc]
+            for key in metrics
+            if key != "images"
+        }
+        means["loss"] = self.accelerator.reduce(means["loss"], "mean")
+        record = {key: value.item() for key, value in means.items()}
+        now = time.perf_counter()
+        seconds, self._logged_at = now - self._logged_at, now
+        images = sum(int(m["images"]) for m in self._since_log)
+        self._since_log.clear()
+        if not self.accelerator.is_main_process:
+            return
+        rates = zip(self.groups, self.lr_scheduler.get_last_lr(), strict=True)
+        record |= {f"learning_rate/{group.name}": rate for group, rate in rates}
+        record |= {"seconds_per_step": seconds / count, "images_per_second": images / seconds}
+        self.metrics.write({"step": self.step, "epoch": self.epoch, **record})
+        self.accelerator.log(record, step=self.step)
+        self._bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
+
+    def log_images(self, key: str, images: Sequence[Any], captions: Sequence[str]) -> None:
+        """Send pictures to the trackers that show pictures."""
+        import numpy as np
+
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "wandb":
+                import wandb
+
+                pictures = [
+                    wandb.Image(image, caption=caption)
+                    for image, caption in zip(images, captions, strict=True)
+                ]
+                tracker.log({key: pictures}, step=self.step)
+            elif hasattr(tracker, "log_images"):
+                stacked = np.stack([np.asarray(image) for image in images])
+                tracker.log_images({key: stacked}, step=self.step, dataformats="NHWC")
+
+    @property
+    def epoch(self) -> int:
+        """Finished and begun passes over the dataset at this step, counted from 1."""
+        return max(1, -(-self.step // self.steps_per_epoch))
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether any parameter of the base model is trained."""
+        return bool(self.trained_base)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision of training, for sampling in the same."""
+        return self.accelerator.autocast()
+
+    def _groups(self) -> Iterator[Group]:
+        """Batches of one optimizer step after another, epoch after epoch."""
+        epoch = 0
+        while True:
+            self.batch_sampler.set_epoch(epoch)
+            if hasattr(self.loader.dataset, "set_epoch"):
+                self.loader.dataset.set_epoch(epoch)
+            planned = self.batch_sampler.plan(epoch)
+            group: Group = []
+            for number, batch in enumerate(self.loader):
+                group.append((planned[number], batch))
+                full = len(group) == self.gradient_accumulation_steps
+                if full or number == len(planned) - 1:
+                    yield group
+                    group = []
+            epoch += 1
+
+
+class _Loss(nn.Module):
+    """All that is trained under one forward, so that one wrapper synchronises all of it."""
+
+    def __init__(self, trainer: Trainer):
+        super().__init__()
+        components = trainer.model.components()
+        self.components = nn.ModuleList(components.values())
+        self.networks = nn.ModuleDict(trainer.networks)
+        self._compute = trainer.loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._compute(batch)
