@@ -1,4 +1,4 @@
-"""Plain data between the parts: what a dataset yields, what a batch holds, what a denoiser takes."""
+"""Plain data between the parts: a dataset's sample, a batch, a denoiser's inputs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
         mask=_stack(samples, "mask", masks),
         original_size=_stack(samples, "original_size", [s.original_size for s in samples]),
         crop_top_left=_stack(samples, "crop_top_left", [s.crop_top_left for s in samples]),
-        extras={key: _stack(samples, key, [s.extras.get(key) for s in samples]) for key in keys},
+        extras={
+            key: stacked
+            for key in keys
+            if (stacked := _stack(samples, key, [s.extras.get(key) for s in samples])) is not None
+        },
     )
 
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from modules.schema import convert, nearest
+from modules.hints import nearest
+from modules.schema import convert
 
 PIP_LINES = {
     "bitsandbytes": "pip install bitsandbytes",
@@ -36,8 +39,11 @@ def resolve(path: str) -> Any:
         module = importlib.import_module(module_path)
     except ImportError as error:
         raise ValueError(_import_problem(module_path, error)) from error
+    except Exception as error:  # a fault in a file of the person's own
+        kind = type(error).__name__
+        raise ValueError(f"importing {module_path} failed: {kind}: {error}") from error
     if not hasattr(module, name):
-        public = [known for known in vars(module) if not known.startswith("_")]
+        public = [n for n, value in vars(module).items() if n[:1] != "_" and callable(value)]
         raise ValueError(f"{module_path} has no {name!r}{nearest(name, public)}")
     found = getattr(module, name)
     if not callable(found):
@@ -117,12 +123,13 @@ class _Faults:
 
 def _hints(target: Any) -> dict[str, Any]:
     """Annotations by argument; one that can't be evaluated here counts as Any."""
-    function = target.__init__ if inspect.isclass(target) else target
+    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    names = getattr(function, "__globals__", {})
     hints = {}
     for name, annotation in getattr(function, "__annotations__", {}).items():
         if isinstance(annotation, str):
             try:
-                annotation = eval(annotation, function.__globals__)
+                annotation = eval(annotation, names)
             except Exception:  # names that only a type checker sees
                 annotation = Any
         hints[name] = annotation
@@ -136,8 +143,16 @@ def _offer(key: str, known: list[str]) -> str:
 def _import_problem(module_path: str, error: ImportError) -> str:
     package = module_path.partition(".")[0]
     missing = getattr(error, "name", None)
-    if missing is None or not module_path.startswith(missing):
+    if missing is None or not f"{module_path}.".startswith(f"{missing}."):
         return f"importing {module_path} failed: {error}"
     if package in PIP_LINES:
         return f"the package {package} is not installed; {PIP_LINES[package]}"
-    return f"there is no module {missing!r}; is it spelled right, installed, or beside main.py?"
+    near = nearest(missing.rpartition(".")[2], _siblings(missing))
+    advice = near or "; is it spelled right, installed, or beside main.py?"
+    return f"there is no module {missing!r}{advice}"
+
+
+def _siblings(module_path: str) -> list[str]:
+    """Modules of the package that `module_path` would be in."""
+    parent = sys.modules.get(module_path.rpartition(".")[0])
+    return [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", []))]

@@ -5,15 +5,17 @@ Nothing here imports torch, so a faulty file is answered at once.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from modules.config_faults import check_meaning
 from modules.schema import AtLeast, Within, build_section
 from modules.yaml_source import ConfigError, YamlSource
+from modules.yaml_text import dump
 
 __all__ = ["Config", "ConfigError", "load", "to_yaml"]
 
@@ -224,5 +226,15 @@ def load(path: str | Path, *overrides: str) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The whole config, defaults included, as YAML that `load` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    return dump(_escape(asdict(config)))
 
+
+def _escape(value: Any) -> Any:
+    """Text with `${` in it as text that is no interpolation."""
+    if isinstance(value, dict):
+        return {key: _escape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escape(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
+    return value

@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omegaconf import MISSING
+
 from modules.yaml_source import YamlSource
 
 if TYPE_CHECKING:
     from modules.config import Config
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
 def check_meaning(config: Config, faults: YamlSource) -> None:
@@ -47,52 +50,85 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
         if problem:
             faults.fault(("model", "vae"), problem)
     for name, network in config.networks.items():
-        if network.resume is not None and not Path(network.resume).exists():
+        if network.resume is not None and not _is_file(network.resume):
             faults.fault(
                 ("networks", name, "resume"),
-                f"{network.resume!r} does not exist{_near_path(network.resume)}",
+                f"{network.resume!r} is not a file{_near_path(network.resume)}",
             )
     path = config.dataset.args.get("path")
-    if isinstance(path, str) and not config.prepare and not Path(path).is_dir():
-        faults.fault(
-            ("dataset", "args", "path"),
-            f"{path!r} is not a directory{_near_path(path)}",
-        )
-    sample = config.sample
-    if faults.is_faulty(("sample", "prompts")):
-        return
-    if sample is not None and isinstance(sample.prompts, str):
-        if not Path(sample.prompts).is_file():
-            faults.fault(
-                ("sample", "prompts"),
-                f"{sample.prompts!r} is not a file; for one prompt write a list, [{sample.prompts}]",
-            )
-    elif sample is not None and not sample.prompts:
-        faults.fault(("sample", "prompts"), "is empty; give one prompt or leave `sample` out")
+    if isinstance(path, str) and path != MISSING and not config.prepare and not _is_dir(path):
+        faults.fault(("dataset", "args", "path"), _directory_problem(path))
+    if Path(config.save.directory).is_file():
+        faults.fault(("save", "directory"), f"{config.save.directory!r} is a file")
+    if config.sample is not None and not faults.is_faulty(("sample", "prompts")):
+        problem = _prompts_problem(config.sample.prompts)
+        if problem:
+            faults.fault(("sample", "prompts"), problem)
+
+
+def _prompts_problem(prompts: list[str] | str) -> str | None:
+    if not prompts:
+        return "is empty; give a prompt or leave `sample` out"
+    if isinstance(prompts, list) or _is_file(prompts):
+        return None
+    near = _near_path(prompts)
+    return f"{prompts!r} is not a file{near or f'; for one prompt write a list, [{prompts!r}]'}"
 
 
 def _model_problem(path: str, marker: str, thing: str) -> str | None:
     """Why `path` can be neither a directory with `marker` in it nor a hub id, or None."""
     local = Path(path)
-    if local.is_file():
+    if not path:
+        return "is empty; give a directory or a hub id"
+    if _is_file(path):
         return f"{path!r} is a single file; convert it to a diffusers directory first"
-    if local.is_dir():
+    if _is_dir(path):
         if (local / marker).is_file() or (local / "vae" / marker).is_file():
             return None
         found = ", ".join(sorted(entry.name for entry in local.iterdir())[:5]) or "nothing"
         return f"{path!r} is not {thing}: it has no {marker} (it has {found})"
-    parent_exists = local.parent != Path(".") and local.parent.is_dir()
-    if _HUB_ID.fullmatch(path) and not parent_exists:
+    if hub_page := re.match(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)", path):
+        return f"{path!r} is a web page; write its hub id, {hub_page[1]}"
+    near = _near_path(path)
+    is_here = near if local.parent == Path(".") else local.parent.is_dir()
+    if _HUB_ID.fullmatch(path) and local.suffix not in _WEIGHT_FILES and not is_here:
         return None
+    return f"{path!r} is neither a directory nor a hub id{near}"
+
+
+def _directory_problem(path: str) -> str:
+    if not path:
+        return "is empty; give a directory"
+    if _is_file(path):
+        return f"{path!r} is a file, not a directory"
     return f"{path!r} is not a directory{_near_path(path)}"
 
 
 def _near_path(path: str) -> str:
+    """What a path that is not there may be meant for."""
+    if path.startswith("~"):
+        return "; ~ is not replaced here, write the whole path"
+    if any(character < " " for character in path):
+        return "; a backslash became a line break or tab: use 'single quotes' or /"
     parent = Path(path).parent
     if not parent.is_dir():
         return f" ({str(parent)!r} does not exist either)"
     close = difflib.get_close_matches(Path(path).name, [e.name for e in parent.iterdir()], n=1)
     return f"; did you mean {str(parent / close[0])!r}?" if close else ""
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # too long, or with a character that no path has
+        return False
+
+
+def _is_dir(path: str) -> bool:
+    try:
+        return bool(path) and Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _check_length(config: Config, faults: YamlSource) -> None:

@@ -141,27 +141,27 @@ class LatentDataset(Dataset[Sample]):
             width, height = size
             grid = (height // vae_scale_factor, width // vae_scale_factor)
             for index in bucket:
-                for file, shape in self._find_misfits(
-                    self.names[index], size=(height, width), latents=(latent_channels, *grid)
+                for file, found in self._find_misfits(
+                    self.names[index], size=size, latents=(latent_channels, *grid)
                 ):
-                    fault = f"{file}: shape {shape} is not bucket {size}; run "
+                    fault = f"{file}: {found} is not bucket {size}; run "
                     maker = "preprocess/latent.py" if file.startswith("latents/") else "its script"
                     faults.append(f"{fault}{maker} again after bucketing")
         raise_faults(self.path, faults)
 
     def _find_misfits(
-        self, name: str, *, size: tuple[int, int], latents: tuple[int, int, int]
-    ) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Yield (file, shape) of an image's files that don't fit its bucket."""
+        self, name: str, *, size: Size, latents: tuple[int, int, int]
+    ) -> Iterator[tuple[str, str]]:
+        """Yield (file, its shape or size in words) of an image's files that don't fit."""
         if (shape := read_shape(self.path / _latents_file(name))) != latents:
-            yield _latents_file(name), shape
+            yield _latents_file(name), f"shape {shape}"
         if self._mask and name in self._mask:
             shape = self._mask.shape(name)
             if shape not in (latents[1:], (1, *latents[1:])):
-                yield self._mask.file(name), shape
+                yield self._mask.file(name), f"shape {shape}"
         for extra in self._extras:
-            if extra.kind == "image" and (shape := extra.shape(name)) != size:
-                yield extra.file(name), shape
+            if extra.kind == "image" and (found := extra.size(name)) != size:
+                yield extra.file(name), f"size {found}"
 
     def _read_mask(self, name: str) -> Tensor | None:
         if self._mask is None or name not in self._mask:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modules.files import files_by_name
-from modules.images import IMAGE_SUFFIXES, open_image, read_size, to_tensor
+from modules.images import IMAGE_SUFFIXES, Size, open_image, read_size, to_tensor
 
 Kind = Literal["npz", "image"]
 
@@ -57,9 +57,12 @@ class SideInput:
         return read_array(path)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return (height, width) of an image or the shape of an array, from its header."""
-        path = self.directory / self.file(name)
-        return read_size(path)[::-1] if self.kind == "image" else read_shape(path)
+        """Return the shape of an array from its header."""
+        return read_shape(self.directory / self.file(name))
+
+    def size(self, name: str) -> Size:
+        """Return width and height of an image from its header."""
+        return read_size(self.directory / self.file(name))
 
 
 def read_array(path: Path) -> Tensor:

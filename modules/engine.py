@@ -63,12 +63,12 @@ def prepare_modules(
 
 def enable_checkpointing(model: DiffusionModel, networks: Mapping[str, Any]) -> None:
     """Recompute activations in the backward pass of every component that gradients pass through."""
-    model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    model.denoiser.enable_gradient_checkpointing()
     reached = {group for network in networks.values() for group in network.parameter_groups()}
     for number, encoder in enumerate(model.text_encoders):
         trained = any(parameter.requires_grad for parameter in encoder.module.parameters())
         if trained or f"text_encoders.{number}" in reached:
-            encoder.module.activation_checkpointing_enable()  # type: ignore[operator]
+            encoder.module.activation_checkpointing_enable()
             encoder.module.train()  # transformers checkpoints in training mode only
 
 
@@ -76,10 +76,8 @@ def set_attention(model: DiffusionModel, kernel: str) -> None:
     """Choose the denoiser's attention kernels; SDPA is diffusers' default and always works."""
     if kernel == "sdpa":
         return
-    denoiser: Any = model.denoiser
     try:
-        denoiser.enable_xformers_memory_efficient_attention()
+        model.denoiser.enable_xformers_memory_efficient_attention()
     except (ImportError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         logger.warning("train.attention: xformers can't be used here (%s); using sdpa", reason)
-

@@ -1,4 +1,4 @@
-"""What other trainers call our keys; only used for "did you mean" hints."""
+"""What other trainers call our keys, and where; only used for "did you mean" hints."""
 
 FOREIGN_NAMES = {
     # kohya-ss/sd-scripts, diffusers' examples, OneTrainer, ai-toolkit, the original sd-trainer
@@ -61,4 +61,23 @@ FOREIGN_NAMES = {
     "cfg": "guidance_scale",
     "scale": "guidance_scale",
     "sample_steps": "num_inference_steps",
+}
+
+PLACES = {
+    # arguments of components, which people look for in the sections themselves
+    "rank": "networks.<name>.args.rank",
+    "alpha": "networks.<name>.args.alpha",
+    "conv_rank": "networks.<name>.args.conv_rank",
+    "conv_alpha": "networks.<name>.args.conv_alpha",
+    "targets": "networks.<name>.args.targets",
+    "multiplier": "networks.<name>.args.multiplier",
+    "min_snr_gamma": "objective.args.min_snr_gamma",
+    "noise_offset": "objective.args.noise_offset",
+    "timestep_range": "objective.args.timestep_range",
+    "prefix": "dataset.args.prefix",
+    "caption_dropout": "dataset.args.caption_dropout",
+    "shuffle_caption": "dataset.args.shuffle_caption",
+    "keep_tokens": "dataset.args.keep_tokens",
+    "betas": "optimizer.args.betas",
+    "weight_decay": "optimizer.args.weight_decay",
 }

@@ -17,8 +17,9 @@ def make_grid(
     first = columns[0][0]
     factor = max(1, -(-_SMALLEST // min(first.size)))
     width, height = first.width * factor, first.height * factor
-    font = ImageFont.load_default(size=max(14, min(width, height) // 16))
-    line = int(font.size * 1.3)
+    font_size = max(14, min(width, height) // 16)
+    font = ImageFont.load_default(size=font_size)
+    line = int(font_size * 1.3)
     label_lines = [wrap(label, font, width * len(columns)) for label in labels]
     title_height = line + _MARGIN if any(titles) else 0
     rows = [height + line * len(lines) + _MARGIN for lines in label_lines]

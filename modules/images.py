@@ -44,7 +44,9 @@ def open_image(path: Path, *, at_least: Size | None = None) -> Image.Image:
                 image.draft(None, at_least[::-1] if _is_turned(image) else at_least)
             image.load()
             profile = image.info.get("icc_profile")
-            return _to_rgb(_turn_upright(image), profile)
+            upright = _to_rgb(_turn_upright(image), profile)
+            upright.info = {}  # the profile is applied; a copy that is saved must not name it
+            return upright
     # Pillow's decoders answer damaged files with errors of every kind, SyntaxError among them.
     except Exception as error:
         raise ValueError(_describe(path, error)) from error

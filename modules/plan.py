@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modules.config import Config
     from modules.models.base import DiffusionModel
     from modules.optimizer import ParameterGroup
 
@@ -23,9 +22,10 @@ class Plan:
     groups: list[ParameterGroup]
     dataset: Any
     batches: int
+    batch_size: int
+    gradient_accumulation_steps: int
     steps_per_epoch: int
     max_train_steps: int
-    config: Config
 
     def show(self, directory: Path) -> None:
         """Log the plan; `directory` is the run's folder."""
@@ -34,7 +34,7 @@ class Plan:
 
     def lines(self, directory: Path) -> list[str]:
         """The plan as text."""
-        model, train = self.model, self.config.train
+        model = self.model
         family = type(model).__name__
         prediction = model.scheduler.config.prediction_type
         lines = [f"model      {model.path} ({family}, {prediction})"]
@@ -49,9 +49,9 @@ class Plan:
         else:
             text = summary.splitlines() if isinstance(summary, str) else summary
             lines += [f"data       {line}" for line in text]
-        accumulation = train.gradient_accumulation_steps
+        accumulation = self.gradient_accumulation_steps
         lines.append(
-            f"steps      {self.batches} batches of up to {train.batch_size} an epoch"
+            f"steps      {self.batches} batches of up to {self.batch_size} an epoch"
             + (f", {accumulation} batches a step" if accumulation > 1 else "")
             + f" -> {self.steps_per_epoch} optimizer steps an epoch, {self.max_train_steps} in all"
             f" ({self.max_train_steps / self.steps_per_epoch:g} epochs)"

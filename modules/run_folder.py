@@ -26,9 +26,8 @@ def create_run_folder(directory: Path, name: str) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise ValueError(f"save.directory: no folder can be made in {directory}: {error}") from (
-                error
-            )
+            message = f"save.directory: no folder can be made in {directory}: {error.strerror}"
+            raise ValueError(message) from error
         else:
             if number > 1:
                 logger.info("%s holds an earlier run and stays as it is", directory / name)

@@ -8,7 +8,6 @@ bounds as `Annotated[int, AtLeast(1)]`. Anything else is passed through unchecke
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +17,13 @@ from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origi
 
 from omegaconf import MISSING
 
-from modules.foreign_names import FOREIGN_NAMES
+from modules.hints import key_hint, nearest
+from modules.value_words import advice, describe, show
 
 INVALID = object()
+
+_LISTS = (list, tuple, Sequence, Iterable)
+_MAPPINGS = (dict, Mapping)
 
 
 class FaultList(Protocol):
@@ -36,7 +39,7 @@ class AtLeast:
     low: float
 
     def problem(self, number: float) -> str | None:
-        return None if number >= self.low else f"must be at least {self.low:g}"
+        return None if number >= self.low else f"must be at least {self.low}"
 
 
 @dataclass(frozen=True)
@@ -48,27 +51,31 @@ class Within:
 
     def problem(self, number: float) -> str | None:
         within = self.low <= number <= self.high
-        return None if within else f"must be from {self.low:g} to {self.high:g}"
+        return None if within else f"must be from {self.low} to {self.high}"
 
 
 def build_section(cls: type, values: Any, faults: FaultList, path: tuple[str, ...] = ()) -> Any:
     """Make the dataclass `cls` of a mapping; a faulty key is noted and keeps its default."""
+    if not path:
+        faults = _SchemaFaults(faults, cls)
     if values is None:
         values = {}  # `save:` with nothing under it
     if not isinstance(values, Mapping):
-        faults.fault(path, f"{_show(values)} is not a section with keys of its own")
+        faults.fault(path, f"{show(values)} is not a section with keys of its own")
         values = {}
     hints = get_type_hints(cls, include_extras=True)
+    root = faults.root if isinstance(faults, _SchemaFaults) else cls
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
-            faults.fault((*path, str(key)), f"no such key{_hint(cls, str(key), path)}")
+            faults.fault((*path, key), f"no such key{key_hint(key, path, cls, root)}")
             continue
         converted = convert(value, hints[key], faults, (*path, key))
         if converted is not INVALID:
             arguments[key] = converted
-    for name in _required(cls) - set(values):
-        faults.fault((*path, name), "is missing; it has no default")
+    for field in dataclasses.fields(cls):
+        if field.default is MISSING and field.name not in values:
+            faults.fault((*path, field.name), "is missing; it has no default")
     for name, hint in hints.items():  # a section left out may still have required keys
         if name not in values and dataclasses.is_dataclass(hint):
             arguments[name] = build_section(hint, {}, faults, (*path, name))  # type: ignore[arg-type]
@@ -80,9 +87,9 @@ def convert(value: Any, hint: Any, faults: FaultList, path: tuple[str, ...]) -> 
     if value == MISSING and isinstance(value, str):
         faults.fault(path, "??? stands for a value of yours; set it here or on the command line")
         return INVALID
-    origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, str):
         return value
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin is Annotated:
         return _bounded(convert(value, arguments[0], faults, path), arguments[1:], faults, path)
     if origin in (Union, types.UnionType):
@@ -91,40 +98,29 @@ def convert(value: Any, hint: Any, faults: FaultList, path: tuple[str, ...]) -> 
         return _choice(value, arguments, faults, path)
     if dataclasses.is_dataclass(hint):
         return build_section(hint, value, faults, path)  # type: ignore[arg-type]
-    if origin in (list, tuple, Sequence, Iterable):
+    if origin in _LISTS:
         return _sequence(value, origin, arguments, faults, path)
-    if origin in (dict, Mapping):
+    if origin in _MAPPINGS:
         return _mapping(value, arguments, faults, path)
     return _scalar(value, hint, faults, path)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name that is most like `name`, or nothing."""
-    known = sorted(known)
-    foreign = FOREIGN_NAMES.get(name)
-    if foreign in known:
-        return f"; did you mean '{foreign}'?"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+class _SchemaFaults:
+    """Passes faults on and knows the whole schema, for hints at keys in the wrong section."""
+
+    def __init__(self, faults: FaultList, root: type):
+        self.fault = faults.fault
+        self.root = root
 
 
-def _required(cls: type) -> set[str]:
-    return {f.name for f in dataclasses.fields(cls) if f.default is MISSING}
+class _Trial:
+    """Notes whether one attempt of several had a fault."""
 
+    def __init__(self) -> None:
+        self.failed = False
 
-def _hint(cls: type, key: str, path: tuple[str, ...]) -> str:
-    own = [f.name for f in dataclasses.fields(cls)]
-    near = nearest(key, own)
-    if near:
-        return near
-    target = FOREIGN_NAMES.get(key, key)
-    if not path:  # a key of a section, written outside it
-        for section, hint in get_type_hints(cls).items():
-            if dataclasses.is_dataclass(hint) and target in get_type_hints(hint):
-                return f"; did you mean '{section}.{target}'?"
-    elif "." in target:
-        return f"; did you mean '{target}'?"
-    return f"; allowed: {', '.join(own)}"
+    def fault(self, path: tuple[str, ...], message: str) -> None:
+        self.failed = True
 
 
 def _bounded(value: Any, bounds: tuple, faults: FaultList, path: tuple[str, ...]) -> Any:
@@ -132,53 +128,52 @@ def _bounded(value: Any, bounds: tuple, faults: FaultList, path: tuple[str, ...]
         return INVALID
     for problem in (bound.problem(value) for bound in bounds if hasattr(bound, "problem")):
         if problem:
-            faults.fault(path, f"{_show(value)} is out of range; it {problem}")
+            faults.fault(path, f"{show(value)} is out of range; it {problem}")
             return INVALID
     return value
-
-
-class _Trial:
-    """Collects the faults of one attempt, to be shown or thrown away."""
-
-    def __init__(self) -> None:
-        self.notes: list[tuple[tuple[str, ...], str]] = []
-
-    def fault(self, path: tuple[str, ...], message: str) -> None:
-        self.notes.append((path, message))
 
 
 def _one_of_several(value: Any, hints: tuple, faults: FaultList, path: tuple[str, ...]) -> Any:
     if value is None and type(None) in hints:
         return None
     hints = tuple(hint for hint in hints if hint is not type(None))
-    if len(hints) == 1:
-        return convert(value, hints[0], faults, path)
-    best: _Trial | None = None
-    for hint in hints:
+    fitting = [hint for hint in hints if _is_of_kind(value, hint)]
+    fitting.sort(key=lambda hint: type(value) is not hint)  # 3 stays 3 where float | int is wanted
+    if len(hints) == 1 or len(fitting) == 1:
+        return convert(value, (fitting or hints)[0], faults, path)
+    for hint in fitting:
         trial = _Trial()
         converted = convert(value, hint, trial, path)
-        if converted is not INVALID:
+        if not trial.failed:
             return converted
-        if best is None or any(len(at) > len(path) for at, _ in trial.notes):
-            best = trial  # the attempt that came further explains more
-    assert best is not None
-    if not any(len(at) > len(path) for at, _ in best.notes):
-        wanted = " or ".join(_describe(hint) for hint in hints)
-        faults.fault(path, f"{_show(value)} is not {wanted}")
-    else:
-        for at, message in best.notes:
-            faults.fault(at, message)
+    _mismatch(value, hints, faults, path)
     return INVALID
 
 
+def _is_of_kind(value: Any, hint: Any) -> bool:
+    """Whether `value` may become a `hint`, its items, size and bounds left aside."""
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin is Annotated:
+        return _is_of_kind(value, arguments[0])
+    if origin is Literal:
+        return any(type(choice) is type(value) for choice in arguments)
+    if origin in _LISTS:
+        return isinstance(value, list | tuple)
+    if origin in _MAPPINGS or dataclasses.is_dataclass(hint):
+        return isinstance(value, Mapping)
+    if hint in (int, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint in (str, Path):
+        return isinstance(value, str)
+    return isinstance(value, bool) if hint is bool else True
+
+
 def _choice(value: Any, choices: tuple, faults: FaultList, path: tuple[str, ...]) -> Any:
-    if isinstance(value, bool) and value not in [c for c in choices if isinstance(c, bool)]:
-        value = {True: "yes", False: "no"}[value]  # YAML 1.1 reads `no` as a truth value
-    if value in choices:
+    if any(value == choice and type(value) is type(choice) for choice in choices):
         return value
     near = nearest(str(value), [str(choice) for choice in choices])
-    listed = ", ".join(repr(choice) for choice in choices)
-    faults.fault(path, f"{_show(value)} is not one of {listed}{near}")
+    listed = ", ".join(show(choice) for choice in choices)
+    faults.fault(path, f"{show(value)} is not one of {listed}{near}")
     return INVALID
 
 
@@ -186,7 +181,8 @@ def _sequence(
     value: Any, origin: Any, arguments: tuple, faults: FaultList, path: tuple[str, ...]
 ) -> Any:
     if not isinstance(value, list | tuple):
-        faults.fault(path, f"{_show(value)} is not a list; write [{value}]")
+        what_to_do = "" if isinstance(value, Mapping | None) else f"; write [{show(value)}]"
+        faults.fault(path, f"{show(value)} is not a list{what_to_do}")
         return INVALID
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
@@ -208,7 +204,7 @@ def _mapping(value: Any, arguments: tuple, faults: FaultList, path: tuple[str, .
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        faults.fault(path, f"{_show(value)} is not a mapping of names to values")
+        _mismatch(value, (dict,), faults, path)
         return INVALID
     hint = arguments[1] if arguments else Any
     items = {str(k): convert(v, hint, faults, (*path, str(k))) for k, v in value.items()}
@@ -220,50 +216,22 @@ def _scalar(value: Any, hint: Any, faults: FaultList, path: tuple[str, ...]) -> 
         return Path(value)
     if hint not in (bool, int, float, str, type(None)):
         return value  # a type of a package's own: the class itself will judge
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is float and numeric:
-        if not math.isfinite(value):
-            faults.fault(path, f"{value} is not a finite number")
-            return INVALID
-        return float(value)
-    if hint is int and numeric and value == int(value):
-        return int(value)
+    if hint in (int, float) and _is_of_kind(value, hint):
+        problem = None
+        if not (-(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)):
+            problem = "is too large" if isinstance(value, int) else "is not a finite number"
+        elif hint is float or value == int(value):
+            return hint(value)
+        faults.fault(path, f"{show(value)} {problem or 'is not a whole number'}")
+        return INVALID
     if type(value) is hint:
         return value
-    if hint is str and numeric:
+    if hint is str and type(value) is int:
         return str(value)
-    quoted = isinstance(value, str) and hint in (int, float) and _is_number(value)
-    advice = "; remove the quotes" if quoted else ""
-    faults.fault(path, f"{_show(value)} is not {_describe(hint)}{advice}")
+    _mismatch(value, (hint,), faults, path)
     return INVALID
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "a mapping of names to values",
-    tuple: "a list",
-}
-
-
-def _describe(hint: Any) -> str:
-    if get_origin(hint) is Annotated:
-        return _describe(get_args(hint)[0])
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(repr(choice) for choice in get_args(hint))
-    return _WORDS.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
-
-
-def _show(value: Any) -> str:
-    shown = "nothing" if value is None else repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+def _mismatch(value: Any, hints: tuple, faults: FaultList, path: tuple[str, ...]) -> None:
+    wanted = " or ".join(describe(hint) for hint in hints)
+    faults.fault(path, f"{show(value)} is not {wanted}{advice(value, hints)}")

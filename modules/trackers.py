@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,26 @@ def start_trackers(
             tracker.store_init_configuration({"config": settings})
         except Exception as error:  # a tracker's own failure must not cost the run
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            logger.warning("loggers.%s could not be started (%s); metrics.jsonl has all", name, reason)
+            logger.warning("loggers.%s: not started (%s); metrics.jsonl has all", name, reason)
             continue
         accelerator.trackers.append(tracker)
+
+
+def show_images(
+    tracker: Any, key: str, images: Sequence[Image], captions: Sequence[str], *, step: int
+) -> None:
+    """Log pictures to one tracker, with their captions where it shows any."""
+    if tracker.name == "wandb":
+        import wandb
+
+        pairs = zip(images, captions, strict=True)
+        pictures = [wandb.Image(image, caption=caption) for image, caption in pairs]
+        tracker.log({key: pictures}, step=step)
+    elif tracker.name == "tensorboard":
+        import numpy as np
+
+        stacked = np.stack([np.asarray(image) for image in images])  # (N, H, W, 3)
+        tracker.log_images({key: stacked}, step=step, dataformats="NHWC")
 
 
 def _start(

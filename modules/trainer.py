@@ -1,4 +1,4 @@
-"""The trainer: one loss for every family, objective and network; the order of effects in plain sight."""
+"""The trainer: one loss for every family, objective and network, one order of effects."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from modules.metrics import Metrics
 from modules.objectives import masked_mean
 from modules.optimizer import ParameterGroup
 from modules.protocols import Network, Objective, Sampler, Saver
+from modules.trackers import show_images
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -192,20 +193,8 @@ class Trainer:
 
     def log_images(self, key: str, images: Sequence[Any], captions: Sequence[str]) -> None:
         """Send pictures to the trackers that show pictures."""
-        import numpy as np
-
         for tracker in self.accelerator.trackers:
-            if tracker.name == "wandb":
-                import wandb
-
-                pictures = [
-                    wandb.Image(image, caption=caption)
-                    for image, caption in zip(images, captions, strict=True)
-                ]
-                tracker.log({key: pictures}, step=self.step)
-            elif hasattr(tracker, "log_images"):
-                stacked = np.stack([np.asarray(image) for image in images])
-                tracker.log_images({key: stacked}, step=self.step, dataformats="NHWC")
+            show_images(tracker, key, images, captions, step=self.step)
 
     @property
     def epoch(self) -> int:
@@ -246,7 +235,7 @@ class _Loss(nn.Module):
         super().__init__()
         components = trainer.model.components()
         self.components = nn.ModuleList(components.values())
-        self.networks = nn.ModuleDict(trainer.networks)
+        self.networks = nn.ModuleDict(trainer.networks)  # type: ignore[arg-type]
         self._compute = trainer.loss
 
     def forward(self, batch: Batch) -> Tensor:

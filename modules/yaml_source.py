@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-KeyPath = tuple[str, ...]
+from modules.yaml_text import KeyPath, YamlError, parse, parse_argument
 
 
 class ConfigError(ValueError):
@@ -23,104 +23,136 @@ class YamlSource:
     def __init__(self, name: str, values: dict[str, Any], lines: dict[KeyPath, int]):
         self.name = name
         self.values = values
-        self.faults: list[str] = []
-        self._faulty: set[KeyPath] = set()
+        self._faults: list[tuple[KeyPath, str]] = []
         self._lines = lines
-        self._overridden: set[KeyPath] = set()
+        self._order = {path: number for number, path in enumerate(lines)}
+        self._overridden: dict[KeyPath, int] = {}
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> YamlSource:
         """Read `path` as UTF-8 YAML and set `key.path=value` overrides in it.
 
         Raises:
-            ConfigError: the file is missing, is not YAML, not a mapping, or an override is not
-                of the form `key.path=value`.
+            ConfigError: the file is missing, is not YAML, not a mapping, has an interpolation
+                without a goal, or an override is not of the form `key.path=value`.
         """
+        text = _read_text(path)
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file{_neighbours(path)}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-        try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-            config = OmegaConf.create(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{path}: {_first_line(error)}") from None
-        if node is not None and not isinstance(node, yaml.MappingNode):
-            raise ConfigError(f"{path}: a config is a list of `section:` keys, this is not")
-
-        lines: dict[KeyPath, int] = {}
-        _collect_lines(node, (), lines)
-        source = cls(str(path), {}, lines)
+            values, lines = parse(text)
+        except YamlError as error:
+            raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            found = "a list" if isinstance(values, list) else f"only {values!r}"
+            raise ConfigError(f"{path} is {found}; a config has sections as `model:` and `train:`")
+        source = cls(str(path), values, lines)
         for override in overrides:
-            source._override(config, override)
-        try:
-            source.values = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-        except OmegaConfBaseException as error:
-            source.fault(tuple(str(error.full_key or "").split(".")), _first_line(error))
-            source.raise_if_faulty()
+            source._override(override)
+        source._interpolate()
         return source
-
-    def _override(self, config: Any, override: str) -> None:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(
-                f"command line: {override!r} is not an override; write key.path=value"
-            )
-        key_path = tuple(key.split("."))
-        try:
-            value = OmegaConf.create(f"value: {text}").value
-            if isinstance(value, int) and ":" in text:  # YAML 1.1 reads 1:30 as 90
-                value = text
-        except (yaml.YAMLError, OmegaConfBaseException):
-            value = text
-        try:
-            OmegaConf.update(config, key, value, force_add=True)
-        except (OmegaConfBaseException, TypeError, ValueError) as error:
-            raise ConfigError(f"command line: {override!r}: {_first_line(error)}") from None
-        self._overridden.add(key_path)
 
     def fault(self, path: KeyPath, message: str) -> None:
         """Note a fault of the key at `path`; the file's line is added where one is known."""
-        key = ".".join(path) or "the file"
-        if any(path[: len(known)] == known for known in self._overridden):
-            place = f"{key} (command line)"
-        elif path in self._lines:
-            place = f"{key} (line {self._lines[path]})"
-        else:
-            place = key
-        self.faults.append(f"{place}: {message}")
-        self._faulty.add(path)
+        self._faults.append((path, message))
 
     def is_faulty(self, path: KeyPath) -> bool:
         """Whether a fault was noted of this key, or of one above or below it."""
-        return any(
-            known[: len(path)] == path or path[: len(known)] == known for known in self._faulty
-        )
+        return any(_is_within(known, path) or _is_within(path, known) for known, _ in self._faults)
 
     def raise_if_faulty(self) -> None:
-        """Raise one `ConfigError` that lists all faults noted so far."""
-        if self.faults:
-            listed = "".join(f"\n  {fault}" for fault in self.faults)
+        """Raise one `ConfigError` that lists all faults noted so far, in the file's order."""
+        if self._faults:
+            faults = sorted(self._faults, key=lambda fault: self._position(fault[0]))
+            listed = "".join(f"\n  {self._place(path)}: {message}" for path, message in faults)
             raise ConfigError(f"{self.name} is not a valid config:{listed}")
 
+    def _place(self, path: KeyPath) -> str:
+        key = ".".join(path)
+        if self._override_of(path) is not None:
+            return f"{key} (command line)"
+        return f"{key} (line {self._lines[path]})" if path in self._lines else key
 
-def _collect_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> None:
-    if path in lines:
-        return  # an alias that contains itself ends here
-    if path and node is not None:
-        lines[path] = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            child = (*path, str(key.value))
-            _collect_lines(value, child, lines)
-            lines[child] = key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for position, value in enumerate(node.value):
-            _collect_lines(value, (*path, str(position)), lines)
+    def _position(self, path: KeyPath) -> tuple[int, int]:
+        """What faults are sorted by: keys of the file, then missing ones, then the overrides."""
+        override = self._override_of(path)
+        if override is not None:
+            return 2, override
+        for length in range(len(path), 0, -1):
+            if path[:length] in self._order:
+                return 0, self._order[path[:length]]
+        return 1, 0
+
+    def _override_of(self, path: KeyPath) -> int | None:
+        """The number of the override that gave `path`, or made a section for what it gave."""
+        for known, number in self._overridden.items():
+            if _is_within(path, known) or (_is_within(known, path) and path not in self._lines):
+                return number
+        return None
+
+    def _override(self, override: str) -> None:
+        key, separator, text = override.partition("=")
+        path = tuple(key.split("."))
+        if not separator or not all(path):
+            raise ConfigError(
+                f"command line: {override!r} is not an override; write key.path=value"
+            )
+        try:
+            value = parse_argument(text)
+        except YamlError as error:
+            problem = str(error).removeprefix("line 1: ")
+            raise ConfigError(f"command line: {override!r} is not valid YAML: {problem}") from None
+        container: Any = self.values
+        for length, part in enumerate(path, start=1):
+            is_list = isinstance(container, list)
+            if is_list and not (part.isdecimal() and int(part) < len(container)):
+                parent = ".".join(path[: length - 1])
+                raise ConfigError(
+                    f"command line: {override!r}: {parent} has {len(container)} items, "
+                    f"counted from 0; {part!r} is none of them"
+                )
+            if not isinstance(container, dict | list):
+                parent = ".".join(path[: length - 1])
+                raise ConfigError(
+                    f"command line: {override!r}: {parent} is {container!r}, it has no keys"
+                )
+            place: Any = int(part) if is_list else part
+            if length == len(path):
+                container[place] = value
+            else:
+                if not is_list and container.get(place) is None:
+                    container[place] = {}
+                container = container[place]
+        self._overridden[path] = len(self._overridden)
+
+    def _interpolate(self) -> None:
+        try:
+            config = OmegaConf.create(self.values)
+            self.values = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        except OmegaConfBaseException as error:
+            path = tuple(str(error.full_key or "").split("."))
+            if path != ("",):
+                self.fault(path, _interpolation_problem(error))
+                self.raise_if_faulty()
+            raise ConfigError(f"{self.name}: {_interpolation_problem(error)}") from None
+
+
+def _is_within(path: KeyPath, outer: KeyPath) -> bool:
+    return path[: len(outer)] == outer
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file{_neighbours(path)}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path} is not UTF-8 text (line {line}); save it as UTF-8") from None
 
 
 def _neighbours(path: Path) -> str:
@@ -129,19 +161,14 @@ def _neighbours(path: Path) -> str:
     return f"; {folder} has {', '.join(found)}" if found else ""
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or _first_line(error)
-    if mark is None:
-        return problem
-    if "found character '\\t'" in problem:
-        problem = "a tab; indent with spaces"
-    elif "unknown escape character" in problem:
-        problem += "; write Windows paths in 'single quotes' or with /"
-    return f"line {mark.line + 1}: {problem}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
+def _interpolation_problem(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0]
+    if missing := re.fullmatch(r"Interpolation key '(.*)' not found", text):
+        return f"${{{missing[1]}}}: the file has no key '{missing[1]}'"
+    if variable := re.search(r"Environment variable '(.*)' not found", text):
+        return f"the environment variable {variable[1]} is not set"
+    if resolver := re.fullmatch(r"Unsupported interpolation type (.*)", text):
+        return f"there is no ${{{resolver[1]}:...}}; ${{key.path}} and ${{oc.env:NAME}} are known"
+    if "Recursive interpolation" in text:
+        return "the interpolation leads back to itself"
+    return f"{text}; text with ${{ that is no interpolation is written \\${{"

@@ -47,7 +47,7 @@ class Adapter(nn.Module):
         self.multiplier = multiplier
         self.layers = nn.ModuleDict()  # by their name in files
         self._paths: dict[str, str] = {}  # name in files -> module path in the base
-        self._base: dict[str, nn.Module] = {}
+        self._base: dict[str, Any] = {}
         self._hooks: list[Any] = []
 
     # -- what an algorithm says -------------------------------------------------------------
@@ -95,6 +95,7 @@ class Adapter(nn.Module):
         """Add every layer's change to the base's weights, and detach."""
         for name, layer in self.layers.items():
             weight = self._base[name].weight
+            assert isinstance(layer, AdapterLayer)
             delta = self.multiplier * layer.delta_weight()
             weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
         self.detach()
@@ -110,7 +111,7 @@ class Adapter(nn.Module):
         return groups
 
     def _hook(self, name: str):
-        layer = self.layers[name]
+        layer: Any = self.layers[name]
 
         def add(_base: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             addition = layer(args[0])

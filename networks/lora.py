@@ -84,8 +84,8 @@ class LoRALayer(AdapterLayer):
 
     def __init__(self, base: nn.Module, *, rank: int, alpha: float):
         super().__init__()
-        self.lora_down: nn.Module
-        self.lora_up: nn.Module
+        self.lora_down: nn.Conv2d | nn.Linear
+        self.lora_up: nn.Conv2d | nn.Linear
         if isinstance(base, nn.Conv2d):
             rank = min(rank, base.in_channels, base.out_channels)
             self.lora_down = nn.Conv2d(

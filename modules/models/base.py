@@ -21,7 +21,7 @@ from modules.objectives import OBJECTIVES, Diffusion
 class TextEncoder:
     """A text encoder and the tokenizer it was trained with."""
 
-    module: nn.Module
+    module: Any
     tokenizer: Any
 
     @property
@@ -56,7 +56,7 @@ class DiffusionModel:
     component_prefixes: ClassVar[Mapping[str, str]]
     """Component -> its prefix in adapter files: "unet" -> "lora_unet"."""
 
-    denoiser: nn.Module
+    denoiser: Any
     text_encoders: list[TextEncoder]
     vae: Any | None  # None: pixel space
     scheduler: Any
@@ -230,8 +230,9 @@ def no_match(pattern: str, paths: Iterable[str]) -> str:
     """The message for a pattern that matches no module."""
     parent = pattern.rpartition(".")[0]
     depth = len(pattern.split("."))
-    known = sorted({".".join(p.split(".")[:depth]) for p in paths if matches(p, parent)})
-    known = known or sorted({p.split(".")[0] for p in paths})
+    every = list(paths)
+    near = [path for path in every if not parent or matches(path, parent)]
+    known = sorted({".".join(path.split(".")[:depth]) for path in near or every})
     shown = ", ".join(known[:12]) or "nothing"
     return f"the pattern {pattern!r} matches no module; there: {shown}"
 

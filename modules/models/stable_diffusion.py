@@ -102,6 +102,7 @@ class StableDiffusion(DiffusionModel):
         return {"ss_base_model_version": version, "ss_v2": str(second)}
 
     def _check(self) -> None:
+        assert self.vae is not None
         channels, latent = self.denoiser.config.in_channels, self.vae.config.latent_channels
         if channels == 9:
             raise ValueError(

@@ -1,0 +1,51 @@
+""" "Did you mean": the nearest name, and the section a misplaced key belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args, get_type_hints
+
+from modules.foreign_names import FOREIGN_NAMES, PLACES
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name that is most like `name`, or nothing."""
+    known = sorted(known)
+    if FOREIGN_NAMES.get(name) in known:
+        return f"; did you mean '{FOREIGN_NAMES[name]}'?"
+    by_lower = {candidate.lower(): candidate for candidate in reversed(known)}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+
+
+def key_hint(key: str, path: tuple[str, ...], section: type, root: type) -> str:
+    """What an unknown key of `section`, which stands at `path` under `root`, may be meant for."""
+    own = [field.name for field in dataclasses.fields(section)]
+    target = FOREIGN_NAMES.get(key, key)
+    if target not in own:
+        place = PLACES.get(target)
+        if place is None:
+            place = next((f"{name}.{target}" for name in _sections_with(target, root)), None)
+        if place is not None:
+            if path[:1] == ("networks",):
+                place = place.replace("<name>", path[1])
+            return f"; did you mean '{place}'?"
+    return nearest(key, own) or f"; allowed: {', '.join(own)}"
+
+
+def _sections_with(key: str, root: type) -> Iterator[str]:
+    for name, annotation in get_type_hints(root).items():
+        for section in _sections_in(annotation):
+            if key not in ("module", "args") and key in _field_names(section):
+                yield name
+
+
+def _sections_in(annotation: Any) -> list[type]:
+    candidates = [annotation, *get_args(annotation)]  # a section, or a section or None
+    return [c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)]
+
+
+def _field_names(section: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(section)]

@@ -1,0 +1,179 @@
+"""The parts of a trainer out of their sections of the config: checked, then built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modules.component import accepts, argument_faults, build
+from modules.config import Config, ConfigError, NetworkConfig
+from modules.hardware import precision_fault
+from modules.models.base import DiffusionModel
+from modules.optimizer import ParameterGroup, as_optimizer_groups, base_groups, network_groups
+from modules.protocols import Network
+
+
+def check_components(config: Config) -> None:
+    """Check every component's arguments against its signature, and what this machine can do.
+
+    Raises:
+        ConfigError: lists all faults.
+    """
+    faults: list[str] = []
+    for number, step in enumerate(config.prepare):
+        faults += argument_faults(f"prepare.{number}", step.module, step.args)
+    section = config.dataset
+    faults += argument_faults("dataset", section.module, section.args, supplied={"seed"})
+    for name, network in config.networks.items():
+        faults += argument_faults(f"networks.{name}", network.module, network.args)
+    objective = config.objective
+    if objective.module is not None:
+        faults += argument_faults("objective", objective.module, objective.args, {"scheduler"})
+    optimizer = config.optimizer
+    faults += argument_faults("optimizer", optimizer.module, optimizer.args, {"params", "lr"})
+    given = _saver_arguments(config)
+    faults += argument_faults("save", config.save.module, config.save.args, given)
+    if config.sample is not None:
+        given = _sampler_arguments(config)
+        faults += argument_faults("sample", config.sample.module, config.sample.args, given)
+    precision = precision_fault(config.train.mixed_precision)
+    if precision:
+        faults.append(precision)
+    if faults:
+        listed = "".join(f"\n  {fault}" for fault in faults)
+        raise ConfigError(f"{config.save.name}: the config asks for what can't be done:{listed}")
+
+
+def build_dataset(config: Config) -> Any:
+    """The dataset; `buckets` is added to a plain one, whose images then have one size."""
+    section = config.dataset
+    seed = {"seed": config.train.seed} if accepts(section.module, "seed") else {}
+    dataset = build(section.module, section.args, **seed)
+    if len(dataset) == 0:
+        raise ValueError(f"{section.module} has no images")
+    if not hasattr(dataset, "buckets"):
+        dataset.buckets = [list(range(len(dataset)))]
+    return dataset
+
+
+def select_trained(config: Config, model: DiffusionModel) -> Mapping[str, torch.nn.Parameter]:
+    """Freeze the base, but for what `model.trainable` names; returns that by module path."""
+    for component in model.components().values():
+        component.requires_grad_(False)
+    if model.vae is not None:
+        model.vae.requires_grad_(False)
+    trained = model.parameters_matching(config.model.trainable)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    return trained
+
+
+def build_network(section: NetworkConfig, dataset: Any, model: DiffusionModel) -> Network:
+    """A network, attached to the model, resumed and frozen as its section says."""
+    network = build(section.module, section.args)
+    provided = set(getattr(dataset, "provides", ()))
+    for key in network.requires:
+        if key not in provided:
+            raise ValueError(
+                f"needs {key!r} in every batch, but the dataset provides "
+                f"{', '.join(sorted(provided)) or 'captions only'}; add `{key}:` to "
+                "dataset.args.extras"
+            )
+    network.attach(model)
+    if section.resume is not None:
+        network.load(Path(section.resume))
+    network.requires_grad_(section.train)
+    return network
+
+
+def parameter_groups(
+    config: Config,
+    model: DiffusionModel,
+    trained_base: Mapping[str, torch.nn.Parameter],
+    networks: Mapping[str, Network],
+) -> list[ParameterGroup]:
+    """What is trained, with its learning rates."""
+    default = config.train.learning_rate
+    groups: list[ParameterGroup] = []
+    trains_networks = any(section.train for section in config.networks.values())
+    if trained_base:
+        groups += base_groups(trained_base, model.components(), default)
+    elif isinstance(default, Mapping) and not trains_networks:
+        raise ValueError("learning_rate: names components, but nothing is trained")
+    for name, network in networks.items():
+        section = config.networks[name]
+        if not section.train:
+            continue
+        own = section.learning_rate
+        where = "learning_rate" if own is None else f"networks.{name}.learning_rate"
+        groups += network_groups(name, network, default if own is None else own, where=where)
+    if not any(group.parameters for group in groups):
+        raise ValueError("the networks have no parameters to train")
+    return groups
+
+
+def build_objective(config: Config, model: DiffusionModel) -> Any:
+    """The objective of the config, or the one that the checkpoint was trained with."""
+    section = config.objective
+    path = section.module
+    if path is None:
+        default = model.default_objective()
+        path = f"{default.__module__}.{default.__name__}"
+        faults = argument_faults("objective", path, section.args, {"scheduler"})
+        if faults:
+            raise ConfigError("\n".join(faults))
+    return build(path, section.args, scheduler=model.scheduler)
+
+
+def build_optimizer(config: Config, groups: list[ParameterGroup]) -> Any:
+    """The optimizer over all parameter groups."""
+    return build(config.optimizer.module, config.optimizer.args, as_optimizer_groups(groups))
+
+
+def build_saver(config: Config) -> Any:
+    """The saver; one of a person's own gets those of the section's values that it takes."""
+    module = config.save.module
+    given = {k: v for k, v in _saver_arguments(config).items() if accepts(module, k)}
+    return build(module, config.save.args, **given)
+
+
+def build_sampler(config: Config, model: DiffusionModel) -> Any:
+    """The sampler, checked against the model."""
+    if config.sample is None:
+        return NoSamples()
+    module = config.sample.module
+    given = {k: v for k, v in _sampler_arguments(config).items() if accepts(module, k)}
+    sampler = build(module, config.sample.args, **given)
+    if hasattr(sampler, "check"):
+        sampler.check(model)
+    return sampler
+
+
+class NoSaves:
+    """The saver of a process that is not the first of several."""
+
+    def save_if_due(self, run: Any, *, last: bool) -> None:
+        """Write nothing."""
+
+
+class NoSamples:
+    """The sampler of a run without validation images."""
+
+    def sample_if_due(self, run: Any, *, last: bool) -> None:
+        """Draw nothing."""
+
+
+def _saver_arguments(config: Config) -> dict[str, Any]:
+    return _arguments(config.save, without=("name", "directory"))
+
+
+def _sampler_arguments(config: Config) -> dict[str, Any]:
+    return _arguments(config.sample)
+
+
+def _arguments(section: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A section's own values, which are arguments of its component."""
+    return {k: v for k, v in vars(section).items() if k not in ("module", "args", *without)}

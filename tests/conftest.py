@@ -1,0 +1,62 @@
+"""Fixtures: a tiny model and dataset on disk, and a config for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+from modules.console import quiet_libraries
+
+quiet_libraries()
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SD1 as a diffusers directory; tests don't write to it."""
+    import tiny
+
+    return tiny.save_sd(tmp_path_factory.mktemp("model") / "sd1")
+
+
+@pytest.fixture(scope="session")
+def dataset_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images in two buckets with latents and captions; tests don't write to it."""
+    import tiny
+
+    directory = tmp_path_factory.mktemp("dataset") / "data"
+    return tiny.save_dataset(directory, {(32, 32): 5, (48, 32): 3})
+
+
+@pytest.fixture
+def write_config(
+    tmp_path: Path, model_directory: Path, dataset_directory: Path
+) -> Callable[..., Path]:
+    """Write a config over the tiny model and dataset; sections given replace or extend ours."""
+
+    def write(name: str = "run", **sections) -> Path:
+        config = {
+            "model": {"path": str(model_directory)},
+            "dataset": {"args": {"path": str(dataset_directory)}},
+            "train": {"max_train_steps": 2, "batch_size": 2, "learning_rate": 1e-3, "log_every": 1},
+            "save": {"directory": str(tmp_path / "output"), "dtype": "fp32"},
+        }
+        for section, values in sections.items():
+            known = config.get(section)
+            if isinstance(known, dict) and isinstance(values, dict):
+                config[section] = {**known, **values}
+            else:
+                config[section] = values
+        if "max_train_epochs" in config["train"]:
+            del config["train"]["max_train_steps"]
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,232 @@
+"""LoRA and LoCon: algebra, side-car, files, and what diffusers computes from them."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from torch import nn
+
+from modules.batch import Batch, DenoiserInputs
+from networks.lora import LoRA, LoRALayer
+
+EVERYTHING = ("unet", "text_encoders")
+
+
+def perturb(network: nn.Module, *, scale: float = 0.2) -> None:
+    """Give every tensor a value, so that the adapter has an effect."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def outputs(model) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text embedding and prediction for fixed inputs."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        states = model.encode_prompts(Batch(captions=["a red cat"]))["encoder_hidden_states"]
+        inputs = DenoiserInputs(
+            sample=torch.randn(1, 4, 8, 8, generator=generator),
+            timestep=torch.tensor([500]),
+            encoder_hidden_states=states,
+        )
+        return states, model.denoise(inputs)
+
+
+@pytest.mark.parametrize("options", [{}, {"conv_rank": 3}], ids=["lora", "locon"])
+def test_a_fresh_adapter_changes_nothing(options):
+    model = tiny.make_sd()
+    before = outputs(model)
+    LoRA(rank=4, targets=EVERYTHING, **options).attach(model)
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs(model), strict=True))
+
+
+def test_the_base_keeps_its_state_dict_and_detach_restores_it():
+    model = tiny.make_sd()
+    before, keys = outputs(model), list(model.denoiser.state_dict())
+    network = LoRA(rank=4, targets=EVERYTHING)
+    network.attach(model)
+    perturb(network)
+    assert list(model.denoiser.state_dict()) == keys
+    assert not torch.equal(outputs(model)[1], before[1])
+    network.detach()
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs(model), strict=True))
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        nn.Linear(6, 10),
+        nn.Conv2d(6, 10, 1),
+        nn.Conv2d(6, 10, 3, padding=1),
+        nn.Conv2d(6, 10, 3, stride=2, padding=1),
+    ],
+    ids=["linear", "conv1x1", "conv3x3", "strided"],
+)
+def test_forward_is_the_product_with_the_changed_weight(base):
+    layer = LoRALayer(base, rank=3, alpha=1.5)
+    perturb(layer)
+    x = torch.randn(2, 6, 8, 8) if isinstance(base, nn.Conv2d) else torch.randn(2, 5, 6)
+    with torch.no_grad():
+        expected = base(x) + layer(x)
+        base.weight += layer.delta_weight()
+        assert torch.allclose(base(x), expected, atol=1e-5)
+    down, up = layer.lora_down.weight, layer.lora_up.weight
+    closed_form = 1.5 / 3 * (up.flatten(1) @ down.flatten(1)).view_as(base.weight)
+    assert torch.allclose(layer.delta_weight(), closed_form)
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 0.5])
+def test_merged_weights_equal_the_side_car(multiplier):
+    model = tiny.make_sd()
+    network = LoRA(rank=4, alpha=2, conv_rank=3, targets=EVERYTHING, multiplier=multiplier)
+    network.attach(model)
+    perturb(network)
+    beside = outputs(model)
+    network.merge()
+    for a, b in zip(beside, outputs(model), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_sd1_has_the_fields_192_modules(tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    model = tiny.make_sd()
+    with torch.device("meta"):
+        model.denoiser = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+    network = LoRA(rank=4)
+    network.attach(model)
+    assert len(network.layers) == 192
+    locon = LoRA(rank=4, conv_rank=4)
+    locon.attach(model)
+    assert len(locon.layers) == 278
+    names = set(locon.layers)
+    assert "lora_unet_down_blocks_0_resnets_0_time_emb_proj" in names
+    assert "lora_unet_up_blocks_0_upsamplers_0_conv" in names
+    assert not {"lora_unet_conv_in", "lora_unet_conv_out", "lora_unet_time_embedding_linear_1"} & (
+        names
+    )
+
+
+def test_targets_choose_layers():
+    model = tiny.make_sd()
+    network = LoRA(rank=2, targets=("unet.up_blocks",))
+    network.attach(model)
+    assert network.layers
+    assert all(name.startswith("lora_unet_up_blocks_") for name in network.layers)
+    single = LoRA(rank=2, targets=("unet.conv_in",))  # named in full, though no default target
+    single.attach(model)
+    assert list(single.layers) == ["lora_unet_conv_in"]
+    with pytest.raises(ValueError, match=r"'unet.middle' matches no module; there: "):
+        LoRA(rank=2, targets=("unet", "unet.middle")).attach(model)
+
+
+def test_parameters_are_grouped_by_component():
+    model = tiny.make_sd()
+    network = LoRA(rank=2, targets=EVERYTHING)
+    network.attach(model)
+    groups = network.parameter_groups()
+    assert list(groups) == ["unet", "text_encoders.0"]
+    assert sum(len(group) for group in groups.values()) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize("options", [{}, {"conv_rank": 3, "conv_alpha": 1.0}], ids=["lora", "locon"])
+def test_diffusers_computes_the_same_from_our_file(tmp_path, model_directory, options):
+    from modules import models
+
+    model = models.load(str(model_directory))
+    plain = outputs(model)
+    network = LoRA(rank=4, alpha=2, targets=EVERYTHING, **options)
+    network.attach(model)
+    perturb(network)
+    path = tmp_path / "lora.safetensors"
+    network.save(path, dtype=torch.float32, metadata=network.describe(model))
+    ours = outputs(model)
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        model_directory, local_files_only=True, dtype=torch.float32
+    )
+    pipeline.load_lora_weights(path)
+    network.detach()
+    model.denoiser, model.text_encoders[0].module = pipeline.unet, pipeline.text_encoder
+    for mine, theirs, base in zip(ours, outputs(model), plain, strict=True):
+        assert (mine - base).abs().max() > 1e-2
+        assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+def test_a_file_has_kohyas_keys_and_metadata(tmp_path):
+    model = tiny.make_sd()
+    network = LoRA(rank=4, alpha=2, conv_rank=3, targets=EVERYTHING)
+    network.attach(model)
+    path = tmp_path / "lora.safetensors"
+    network.save(path, dtype=torch.float16, metadata=network.describe(model))
+    with safe_open(path, framework="pt") as file:
+        keys, metadata = set(file.keys()), file.metadata()
+        alpha = file.get_tensor("lora_unet_mid_block_attentions_0_proj_in.alpha")
+        assert file.get_slice(next(iter(keys))).get_dtype() == "F16"
+    assert alpha.shape == ()
+    assert alpha == 2
+    suffixes = {"lora_down.weight", "lora_up.weight", "alpha"}
+    assert {key.partition(".")[2] for key in keys} == suffixes
+    te = "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight"
+    assert te in keys
+    assert len(keys) == 3 * len(network.layers)
+    assert metadata["ss_network_dim"] == "4"
+    assert metadata["ss_network_alpha"] == "2"
+    assert metadata["ss_base_model_version"] == "sd_v1"
+    assert metadata["ss_v2"] == "False"
+
+
+def test_load_takes_rank_and_alpha_from_the_file(tmp_path):
+    model = tiny.make_sd()
+    first = LoRA(rank=4, alpha=2, conv_rank=3, targets=EVERYTHING)
+    first.attach(model)
+    perturb(first)
+    expected = outputs(model)
+    path = tmp_path / "lora.safetensors"
+    first.save(path, dtype=torch.float32, metadata={})
+    first.detach()
+    second = LoRA(rank=8, conv_rank=1, targets=EVERYTHING)
+    second.attach(model)
+    second.load(path)
+    assert all(torch.equal(a, b) for a, b in zip(expected, outputs(model), strict=True))
+
+
+def test_a_file_for_other_layers_is_refused(tmp_path):
+    model = tiny.make_sd()
+    unet_only = LoRA(rank=4)
+    unet_only.attach(model)
+    path = tmp_path / "lora.safetensors"
+    unet_only.save(path, dtype=torch.float32, metadata={})
+    both = LoRA(rank=4, targets=EVERYTHING)
+    both.attach(model)
+    with pytest.raises(ValueError, match=r"has no tensors for 12 of \d+ layers, first lora_te_"):
+        both.load(path)
+    part = LoRA(rank=4, targets=("unet.up_blocks",))
+    part.attach(model)
+    with pytest.raises(ValueError, match="belongs to no layer of this network"):
+        part.load(path)
+    path.write_bytes(b"not a safetensors file")
+    with pytest.raises(ValueError, match=r"cannot be read as \.safetensors"):
+        part.load(path)
+
+
+def test_two_adapters_on_one_layer_add_up():
+    model = tiny.make_sd()
+    first, second = LoRA(rank=2), LoRA(rank=3)
+    for network in (first, second):
+        network.attach(model)
+        perturb(network)
+    both = outputs(model)
+    first.merge()
+    second.merge()
+    assert torch.allclose(both[1], outputs(model)[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rank", 0), ("conv_rank", -1)])
+def test_an_impossible_rank_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: {value} is not a rank"):
+        LoRA(**{name: value})
