@@ -78,6 +78,7 @@ def make_sd(*, prediction_type: str = "epsilon", seed: int = 0, sd2: bool = Fals
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
+        steps_offset=1,
         prediction_type=prediction_type,
     )
     for module in (unet, encoder, vae):

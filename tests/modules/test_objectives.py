@@ -79,7 +79,7 @@ def test_all_timesteps_are_drawn_by_default(scheduler):
 
 @pytest.mark.parametrize("timestep_range", [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.9, 0.1)])
 def test_an_empty_or_impossible_range_is_refused(timestep_range, scheduler):
-    with pytest.raises(ValueError, match="is not a range within 0.0, 1.0"):
+    with pytest.raises(ValueError, match=r"is not a range within 0\.0, 1\.0"):
         Epsilon(scheduler, timestep_range=timestep_range)
 
 

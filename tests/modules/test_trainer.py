@@ -254,7 +254,9 @@ def test_a_run_writes_its_folder(write_config):
         str(Path("samples") / "step00000000.png"),
         str(Path("samples") / f"step{steps:08d}.png"),
     } == files
-    records = [json.loads(x) for x in (trainer.directory / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(x) for x in (trainer.directory / "metrics.jsonl").read_text().splitlines()
+    ]
     assert records[-1]["step"] == steps
     assert records[-1]["epoch"] == 2
     assert {"loss", "grad_norm", "learning_rate/lora.unet", "seconds_per_step"} <= set(records[-1])

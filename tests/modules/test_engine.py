@@ -1,0 +1,77 @@
+"""Devices, dtypes, modes and attention kernels."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from modules.engine import prepare_modules, set_attention
+from networks.lora import LoRA
+
+
+def prepared(*, mixed_precision: str = "no", checkpointing: bool = False, trained: str = ""):
+    model, network = tiny.make_sd(), LoRA(rank=2, targets=("unet", "text_encoders"))
+    network.attach(model)
+    for name, component in model.components().items():
+        component.requires_grad_(name == trained)
+    prepare_modules(
+        model,
+        {"lora": network},
+        device=torch.device("cpu"),
+        mixed_precision=mixed_precision,
+        gradient_checkpointing=checkpointing,
+    )
+    return model, network
+
+
+@pytest.mark.parametrize(
+    ("mixed_precision", "frozen", "vae"),
+    [
+        ("no", torch.float32, torch.float32),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+        ("fp16", torch.float16, torch.float32),  # a VAE overflows in float16
+    ],
+)
+def test_what_is_frozen_takes_the_compute_dtype(mixed_precision, frozen, vae):
+    model, network = prepared(mixed_precision=mixed_precision, trained="text_encoders.0")
+    assert model.denoiser.dtype == frozen
+    assert model.vae.dtype == vae
+    assert model.text_encoders[0].module.dtype == torch.float32
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert model.text_encoders[0].module.training
+    assert not model.denoiser.training
+
+
+def test_text_encoders_are_checkpointed_where_gradients_pass():
+    model, _ = prepared(checkpointing=True)
+    assert model.denoiser.is_gradient_checkpointing
+    assert model.text_encoders[0].module.training  # an adapter works on it
+    assert model.text_encoders[0].module.is_gradient_checkpointing
+
+
+def test_xformers_without_cuda_falls_back_and_says_so(capfd):
+    from modules.console import set_up_logging
+
+    set_up_logging()
+    model, _ = prepared()
+    before = {type(p) for p in model.denoiser.attn_processors.values()}
+    set_attention(model, "xformers")
+    if not torch.cuda.is_available():
+        assert "xformers can't be used here" in capfd.readouterr().out
+        assert {type(p) for p in model.denoiser.attn_processors.values()} == before
+
+
+@pytest.mark.gpu
+def test_xformers_computes_what_sdpa_does():
+    model, _ = prepared(mixed_precision="fp16")
+    model.denoiser.to("cuda")
+    inputs = (
+        torch.randn(1, 4, 8, 8, device="cuda").half(),
+        torch.tensor([5], device="cuda"),
+        torch.randn(1, 16, 32, device="cuda").half(),
+    )
+    with torch.no_grad():
+        plain = model.denoiser(*inputs).sample
+        set_attention(model, "xformers")
+        assert torch.allclose(model.denoiser(*inputs).sample, plain, atol=1e-2)

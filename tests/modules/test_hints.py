@@ -1,0 +1,29 @@
+import dataclasses
+import inspect
+
+from modules.config import Config
+from modules.dataset import LatentDataset
+from modules.foreign_names import FOREIGN_NAMES, PLACES
+from modules.hints import nearest
+from modules.objectives import Diffusion
+from modules.samplers import GridSampler
+from networks.lora import LoRA
+
+
+def test_nearest_names():
+    assert nearest("AdamW8bit", ["Adam", "AdamW", "SGD"]) == "; did you mean 'AdamW'?"
+    assert nearest("lora", ["LoRA", "nn"]) == "; did you mean 'LoRA'?"
+    assert nearest("network_dim", ["rank", "dim"]) == "; did you mean 'rank'?"
+    assert nearest("quite_different", ["rank"]) == ""
+
+
+def test_every_hint_leads_to_a_name_that_exists():
+    sections = [getattr(Config(), f.name) for f in dataclasses.fields(Config)]
+    known = {f.name for s in sections if dataclasses.is_dataclass(s) for f in dataclasses.fields(s)}
+    known |= {f.name for f in dataclasses.fields(Config)} | {"no", "fp16", "bf16"}
+    for component in (LatentDataset, LoRA, Diffusion, GridSampler):
+        known |= set(inspect.signature(component).parameters)
+    assert {target for target in FOREIGN_NAMES.values() if target not in known} == set()
+    arguments = known | {"betas", "weight_decay"}
+    assert {name for name in PLACES if name not in arguments} == set()
+    assert all(place.endswith(f".args.{name}") for name, place in PLACES.items())

@@ -1,0 +1,52 @@
+"""tensorboard and wandb with the real packages; a broken one never costs the run."""
+
+from __future__ import annotations
+
+import pytest
+
+from modules.config import load
+from modules.trainer import Trainer
+
+LORA = {"lora": {"module": "networks.lora.LoRA", "args": {"rank": 2}}}
+SAMPLE = {"prompts": ["a cat", "a dog"], "width": 32, "height": 32, "num_inference_steps": 1}
+
+
+def test_tensorboard_gets_metrics_and_images(write_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = write_config(networks=LORA, sample=SAMPLE, loggers={"tensorboard": None})
+    trainer = Trainer.from_config(load(path))
+    trainer.train()
+    events = EventAccumulator(str(trainer.directory / "tensorboard"))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("loss")]
+    assert losses == pytest.approx([r["loss"] for r in trainer.metrics.read()])
+    assert [event.step for event in events.Images("samples")] == [0, 2]
+
+
+def test_wandb_logs_offline_without_a_key(write_config, monkeypatch, capfd):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    path = write_config(networks=LORA, sample=SAMPLE, loggers={"wandb": {"project": "cats"}})
+    from modules.console import set_up_logging
+
+    set_up_logging()
+    trainer = Trainer.from_config(load(path))
+    trainer.train()
+    shown = capfd.readouterr().out
+    assert "warning: wandb: " in shown
+    assert "logging offline to" in shown
+    runs = list((trainer.directory / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(runs) == 1
+    pictures = list((trainer.directory / "wandb").rglob("samples_*.png"))
+    assert len(pictures) == 4
+
+
+def test_an_unknown_logger_is_said_and_training_goes_on(write_config, capfd):
+    from modules.console import set_up_logging
+
+    set_up_logging()
+    trainer = Trainer.from_config(load(write_config(networks=LORA, loggers={"wandbb": None})))
+    trainer.train()
+    assert "loggers.wandbb: there is no such logger" in capfd.readouterr().out
+    assert len(trainer.metrics.read()) == 2
