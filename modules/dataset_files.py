@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
@@ -83,9 +85,17 @@ def read_shape(path: Path) -> tuple[int, ...]:
         ValueError: as `read_array`.
     """
     with _naming(path), _open_array(path) as file:
-        if np.lib.format.read_magic(file) == (1, 0):
-            return np.lib.format.read_array_header_1_0(file)[0]
-        return np.lib.format.read_array_header_2_0(file)[0]
+        start = file.read(10)
+        return _parse_header(start + file.read(int.from_bytes(start[8:], "little")))
+
+
+@lru_cache
+def _parse_header(header: bytes) -> tuple[int, ...]:
+    """Parse a header of version 1; most files of a dataset have the same, and it takes long."""
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("its header is not of version 1.0")
+    return np.lib.format.read_array_header_1_0(file)[0]
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -42,8 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def walk_files(directory: Path, *, exclude: Collection[Path] = ()) -> Iterator[tuple[str, Path]]:
-    """Yield (path within `directory` with forward slashes, path) of every file, sorted.
+def walk_files(directory: Path, *, exclude: Collection[Path] = ()) -> Iterator[str]:
+    """Yield every file's path within `directory`, with forward slashes, sorted in each folder.
 
     Links to folders are followed, each real folder is entered once; hidden files and folders and
     those in `exclude` are left out.
@@ -54,7 +54,7 @@ def walk_files(directory: Path, *, exclude: Collection[Path] = ()) -> Iterator[t
     if not directory.is_dir():
         raise ValueError(f"{directory}: no such directory")
     entered = {os.path.realpath(path) for path in exclude}
-    yield from _walk(directory, "", entered)
+    yield from _walk(str(directory), "", entered)
 
 
 def files_by_name(
@@ -69,7 +69,7 @@ def files_by_name(
     if not directory.is_dir():
         return found
     ranks = {suffix: rank for rank, suffix in enumerate(suffixes)}
-    for relative, _ in walk_files(directory, exclude=exclude):
+    for relative in walk_files(directory, exclude=exclude):
         name, suffix = os.path.splitext(relative)
         rank = ranks.get(suffix.lower())
         if rank is not None and rank < ranks.get(found.get(name, "").lower(), len(ranks)):
@@ -101,7 +101,7 @@ class Journal:
         write_atomically(self.path, "".join(_to_line(entry) for entry in self.entries.values()))
 
 
-def _walk(directory: Path, prefix: str, entered: set[str]) -> Iterator[tuple[str, Path]]:
+def _walk(directory: str, prefix: str, entered: set[str]) -> Iterator[str]:
     real = os.path.realpath(directory)
     if real in entered:
         return
@@ -112,9 +112,9 @@ def _walk(directory: Path, prefix: str, entered: set[str]) -> Iterator[tuple[str
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", entered)
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", entered)
         elif entry.is_file():
-            yield prefix + entry.name, Path(entry.path)
+            yield prefix + entry.name
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -97,8 +98,8 @@ def image_files(directory: Path, *, exclude: Collection[Path] = ()) -> list[tupl
     Raises:
         ValueError: `directory` is not a directory.
     """
-    files = walk_files(directory, exclude=exclude)
-    return sorted((name, path) for name, path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(walk_files(directory, exclude=exclude))
+    return [(f, directory / f) for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
 
 
 def _open(path: Path) -> Image.Image:

@@ -1,0 +1,239 @@
+"""Sort images into aspect-ratio buckets: resize, crop and list them as a dataset.
+
+Writes images/<name>.png, captions/, buckets.json and images.jsonl into the output directory. A
+second run does only what is new, changed, or was left by a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from modules.buckets import BucketIndex, Size, assign, make_buckets
+from modules.files import Journal, write_atomically
+from modules.images import open_image, read_size, resize_and_crop
+from preprocess.job import run_command, run_in_processes, track
+from preprocess.sources import Task, copy_caption, find_images, name_images, stamp
+
+logger = logging.getLogger(__name__)
+
+_KEYS = {"source", "sha256", "bytes", "mtime_ns", "resized_size", "crop_top_left"}
+_WORTH_PROCESSES = 16 * 2**20  # bytes of images; less is read before processes have started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucketed:
+    """What `bucketing` did, in images."""
+
+    done: int
+    skipped: int
+    """Finished by an earlier run and unchanged since."""
+    failed: list[str]
+    """A line for each that couldn't be read."""
+    enlarged: int
+    """Smaller than their bucket, so not sharp."""
+    images_per_bucket: dict[Size, int]
+
+
+def bucketing(
+    *,
+    directory: str | Path,
+    output: str | Path,
+    resolution: int = 768,
+    min_length: int = 512,
+    max_length: int = 1024,
+    max_ratio: float = 2.0,
+    step: int = 64,
+    num_workers: int | None = None,
+) -> Bucketed:
+    """Resize and crop every image of `directory`, sub-folders too, to the bucket nearest to it.
+
+    A caption (.caption, .txt) beside an image, or in a folder `captions`, is copied unless the
+    dataset's is newer. Of cat.jpg and cat.png the first is named cat, the second cat_png. Images
+    are decoded in `num_workers` processes, one for each processor by default; a few small ones
+    are decoded in this process.
+
+    Raises:
+        ValueError: an argument is wrong, or there are no images.
+    """
+    source, target = Path(directory), Path(output)
+    buckets = make_buckets(
+        resolution=resolution,
+        min_length=min_length,
+        max_length=max_length,
+        max_ratio=max_ratio,
+        step=step,
+    )
+    tasks = name_images(find_images(source, target))
+    journal = _open_journal(target)
+    finished, pending = _sort_out(tasks, journal, target=target, buckets=buckets)
+    skipped, failed = len(finished), []
+    if sum(task.path.stat().st_size for task in pending) < _WORTH_PROCESSES:
+        num_workers = 1
+    process = partial(_process, target=target, buckets=buckets)
+    outcomes = run_in_processes(process, pending, num_workers=num_workers)
+    for outcome in track(outcomes, total=len(pending), description="bucketing"):
+        if outcome.entry is None:
+            failed.append(outcome.error)
+            continue
+        journal.append([outcome.entry])
+        finished[outcome.entry["name"]] = outcome.entry
+        skipped += not outcome.is_new
+    for task in tasks:
+        if task.name in finished:
+            copy_caption(task, source=source, target=target)
+    return Bucketed(
+        done=len(finished) - skipped,
+        skipped=skipped,
+        failed=failed,
+        enlarged=sum(e["original_size"][0] < e["resized_size"][0] for e in finished.values()),
+        images_per_bucket=_write_index(finished, journal, target),
+    )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a task: its entry in images.jsonl, or else an error."""
+
+    entry: dict[str, Any] | None = None
+    is_new: bool = False
+    error: str = ""
+
+
+def _open_journal(target: Path) -> Journal:
+    journal = Journal(target / "images.jsonl")
+    if not journal.path.exists() and any((target / "images").glob("*")):
+        raise ValueError(
+            f"{target / 'images'}: holds files that bucketing didn't write; name another output"
+        )
+    journal.rewrite()
+    return journal
+
+
+def _sort_out(
+    tasks: Sequence[Task], journal: Journal, *, target: Path, buckets: Sequence[Size]
+) -> tuple[dict[str, dict[str, Any]], list[Task]]:
+    """Return the entries of images that are finished, and the tasks that are to be done."""
+    finished: dict[str, dict[str, Any]] = {}
+    pending = []
+    for task in tasks:
+        entry = journal.entries.get(task.name)
+        if entry is not None and not _is_finished(entry, target=target, buckets=buckets):
+            entry = None
+        if entry is not None and stamp(task.path).items() <= entry.items():
+            finished[task.name] = {**entry, "source": task.source}
+        else:
+            pending.append(Task(task.name, task.source, task.path, entry))
+    return finished, pending
+
+
+def _is_finished(entry: dict[str, Any], *, target: Path, buckets: Sequence[Size]) -> bool:
+    try:
+        width, height = entry["original_size"]
+        is_same = tuple(entry["bucket"]) == assign(width, height, buckets)
+        is_same = is_same and entry.keys() >= _KEYS
+    except (KeyError, TypeError, ValueError):
+        return False  # another program's entry
+    return is_same and _image_file(target, entry["name"]).is_file()
+
+
+def _process(task: Task, *, target: Path, buckets: Sequence[Size]) -> _Outcome:
+    """Do one image; runs in a worker process."""
+    try:
+        current = stamp(task.path)
+        with task.path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if task.earlier is not None and task.earlier["sha256"] == sha256:
+            return _Outcome({**task.earlier, "source": task.source, **current})
+        original_size = read_size(task.path)
+        bucket = assign(original_size[0], original_size[1], buckets)
+        # Twice the size leaves all detail to the Lanczos filter.
+        image = open_image(task.path, at_least=(2 * bucket[0], 2 * bucket[1]))
+        image, crop_top_left, resized_size = resize_and_crop(image, bucket)
+    except (ValueError, OSError, MemoryError) as error:
+        return _Outcome(error=str(error) or f"{task.path}: {type(error).__name__}")
+    # Latents of the image's earlier state; removed first, so that no kill can leave them.
+    (target / "latents" / f"{task.name}.npy").unlink(missing_ok=True)
+    save = partial(image.save, format="PNG", compress_level=1)
+    write_atomically(_image_file(target, task.name), save)
+    entry = {
+        "name": task.name,
+        "source": task.source,
+        "sha256": sha256,
+        **current,
+        "original_size": original_size,  # width, height
+        "bucket": bucket,  # width, height
+        "resized_size": resized_size,
+        "crop_top_left": crop_top_left,
+    }
+    return _Outcome(entry, is_new=True)
+
+
+def _write_index(
+    finished: dict[str, dict[str, Any]], journal: Journal, target: Path
+) -> dict[Size, int]:
+    """Write images.jsonl and buckets.json; return how many images each bucket has."""
+    gone = len(journal.entries.keys() - finished.keys())
+    if gone:
+        logger.info(
+            "%s: %d images of an earlier run are left out, their sources are gone or bad",
+            target,
+            gone,
+        )
+    journal.entries = finished
+    journal.rewrite()
+    buckets: dict[Size, list[str]] = {}
+    for name, entry in journal.entries.items():
+        width, height = entry["bucket"]
+        buckets.setdefault((width, height), []).append(name)
+    if buckets:
+        BucketIndex(buckets).save(target / "buckets.json")
+    return {size: len(names) for size, names in sorted(buckets.items())}
+
+
+def _image_file(target: Path, name: str) -> Path:
+    return target / "images" / f"{name}.png"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        *("-d", "--directory", "--input_dir"), required=True, help="folder of images"
+    )
+    parser.add_argument(
+        *("-o", "--output", "--output_dir", "--output_path"), required=True, help="dataset to write"
+    )
+    parser.add_argument("--resolution", type=int, default=768, help="side of the square bucket")
+    parser.add_argument("--min_length", type=int, default=512, help="shortest side of a bucket")
+    parser.add_argument("--max_length", type=int, default=1024, help="longest side of a bucket")
+    parser.add_argument("--max_ratio", type=float, default=2.0, help="greatest aspect ratio")
+    parser.add_argument("--step", type=int, default=64, help="sides are multiples of it")
+    parser.add_argument(
+        *("--num_workers", "--threads"), type=int, help="processes; default: one per processor"
+    )
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: _summarise(bucketing(**vars(arguments)), arguments.output))
+
+
+def _summarise(result: Bucketed, output: str) -> tuple[str, list[str]]:
+    sizes = [f"{w}x{h}: {count}" for (w, h), count in result.images_per_bucket.items()]
+    enlarged = f", {result.enlarged} smaller than their bucket" if result.enlarged else ""
+    summary = (
+        f"{output}: {result.done} images done, {result.skipped} kept, "
+        f"{len(result.failed)} failed{enlarged}; {', '.join(sizes) or 'no buckets'}"
+    )
+    return summary, result.failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The index of encoded latents: which image's content went through which VAE."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modules.buckets import Size
+from modules.files import Journal, write_atomically
+from preprocess.sources import stamp
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image to encode."""
+
+    name: str
+    size: Size
+    path: Path
+
+
+class LatentIndex:
+    """The latents' directory and its index: which image's content went through which VAE."""
+
+    def __init__(self, directory: Path, *, vae: str, dtype: str) -> None:
+        self.directory = directory
+        self.key = {"vae": vae, "dtype": dtype}
+        self.journal = Journal(directory / "index.jsonl")
+        self.journal.rewrite()
+
+    def path(self, name: str) -> Path:
+        """Return the file of an image's latents."""
+        return self.directory / f"{name}.npy"
+
+    def find(self, task: Task) -> dict[str, Any] | None:
+        """Return the entry of an image's latents if they are there and of this VAE."""
+        entry = self.journal.entries.get(task.name)
+        if entry is None or not self.key.items() <= entry.items():
+            return None
+        return entry if self.path(task.name).is_file() else None
+
+    def has(self, task: Task) -> bool:
+        """Say whether an image's latents are up to date, without reading the image."""
+        entry = self.find(task)
+        return entry is not None and stamp(task.path).items() <= entry.items()
+
+    def remove_outdated(self, tasks: Sequence[Task]) -> None:
+        """Remove latents of another VAE, so that no stop can leave a mixture of two."""
+        known = self.journal.entries
+        files = [task for task in tasks if self.path(task.name).is_file()]
+        outdated = [task for task in files if task.name in known and self.find(task) is None]
+        for task in outdated:
+            self.path(task.name).unlink()
+        if outdated:
+            logger.info(
+                "%s: %d latents are of another VAE or precision; encoding these images again",
+                self.directory,
+                len(outdated),
+            )
+        unknown = sum(task.name not in known for task in files)
+        if unknown:
+            logger.info(
+                "%s: it's not known which VAE made %d latents; encoding these images again",
+                self.directory,
+                unknown,
+            )
+
+    def write(self, entries: Sequence[Mapping[str, Any]], latents: np.ndarray) -> None:
+        """Write latents (B, C, h, w), one file each."""
+        for entry, array in zip(entries, latents, strict=True):
+            write_atomically(self.path(entry["name"]), partial(np.save, arr=array))
+        self.journal.append(entries)  # last: an entry stands for a finished file
+
+    def forget(self, name: str) -> None:
+        """Remove the latents of an image that couldn't be encoded again; they are out of date."""
+        if self.journal.entries.pop(name, None) is not None:
+            self.path(name).unlink(missing_ok=True)

@@ -1,0 +1,138 @@
+"""The encoding half of a VAE: loaded from where the person's model is, run in batches that fit."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = (".safetensors", ".bin")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class VAEEncoder:
+    """Encode images to samples of the VAE's posterior, unscaled; the decoder is dropped.
+
+    A sample depends on the image and its seed alone, not on the batch or the device's generator.
+    """
+
+    def __init__(self, vae: Any, *, device: torch.device, dtype: str) -> None:
+        vae.decoder = vae.post_quant_conv = None
+        self.fingerprint = _hash_weights(vae)
+        self.dtype = dtype
+        self.device = device
+        self.scale_factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.max_batch_size: int | None = None
+        """Set once a batch didn't fit into memory."""
+        # diffusers' own `to` warns of modules to be kept in float32, of which there are none.
+        self._vae = torch.nn.Module.to(vae, device, DTYPES[dtype]).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def encode(self, pixel_values: Tensor, seeds: Sequence[int]) -> np.ndarray:
+        """Return latents (B, C, h, w), float32, of images (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: not even one image fits into memory.
+        """
+        limit = self.max_batch_size or len(seeds)
+        parts = []
+        start = 0
+        while start < len(seeds):
+            part = slice(start, start + limit)
+            try:
+                parts.append(self._encode_part(pixel_values[part], seeds[part]))
+                start += limit
+                continue
+            except RuntimeError as error:
+                if "out of memory" not in str(error).lower():  # not every backend has a class
+                    raise
+                if limit == 1:
+                    height, width = pixel_values.shape[2:]
+                    raise ValueError(
+                        f"one image of {width}x{height} doesn't fit into the memory of "
+                        f"{self.device}; use --dtype bf16 or --device cpu"
+                    ) from error
+            # Only out here is the error gone, and with it what kept the memory.
+            limit = self.max_batch_size = limit // 2
+            logger.warning("out of memory: batches of %d from here on", limit)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return np.concatenate(parts)
+
+    def _encode_part(self, pixel_values: Tensor, seeds: Sequence[int]) -> np.ndarray:
+        pixel_values = pixel_values.to(self.device, DTYPES[self.dtype])
+        posterior = self._vae.encode(pixel_values).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        noise = torch.stack(
+            [torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
+        )
+        return (mean + std * noise.to(self.device)).cpu().numpy()
+
+
+def load_encoder(path: str, *, device: str | None, dtype: str) -> VAEEncoder:
+    """Load the VAE of `path` onto a device, by default the accelerator if there is one.
+
+    Raises:
+        ValueError: there is no such VAE, device or dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = accelerator.type if accelerator else "cpu"
+    try:
+        place = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: {device!r} can't be used ({reason})") from error
+    return VAEEncoder(load_vae(path), device=place, dtype=dtype)
+
+
+def load_vae(path: str) -> Any:
+    """Load an AutoencoderKL in float32: from a VAE's directory, a model's, or the hub.
+
+    Raises:
+        ValueError: `path` holds no VAE.
+    """
+    # Its message about missing CUDA kernels is nothing that a person could act on here.
+    logging.getLogger("xformers").setLevel(logging.ERROR)
+    from diffusers import AutoencoderKL
+
+    folder = Path(path)
+    if folder.exists():
+        folder = folder / "vae" if (folder / "vae").is_dir() else folder
+        if not (folder / "config.json").is_file() or (folder / "model_index.json").is_file():
+            raise ValueError(f"{path}: is neither a diffusers model with a VAE nor a VAE's folder")
+        weights = [file.name for file in folder.iterdir() if file.suffix in _WEIGHTS]
+        variant = "fp16" if weights and all(".fp16." in name for name in weights) else None
+        sources = [(str(folder), "")]
+    elif path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        variant, sources = None, [(path, "vae"), (path, "")]  # an id of the hub
+    else:
+        raise ValueError(f"{path}: no such directory")
+    for source, subfolder in sources:
+        try:
+            return AutoencoderKL.from_pretrained(
+                source, subfolder=subfolder, variant=variant, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+    raise ValueError(f"{path}: the VAE can't be loaded ({reason})")
+
+
+def _hash_weights(vae: Any) -> str:
+    """Hash what latents depend on, whatever files it came from; the decoder isn't part of it."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(vae.state_dict().items()):
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.float().cpu().contiguous().numpy())
+    return digest.hexdigest()

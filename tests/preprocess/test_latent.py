@@ -1,0 +1,276 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from modules.dataset import LatentDataset
+from preprocess.latent import latent, main
+from preprocess.vae_encoder import VAEEncoder, load_vae
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_vae(seed=0):
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Threads cost more than they give on images of 16 pixels."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    make_vae().save_pretrained(directory / "vae")
+    (directory / "model_index.json").write_text("{}", encoding="utf-8")
+    return str(directory)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    sizes = {"a": (16, 16), "sub/b.1": (16, 16), "c": (16, 24), "d": (16, 16)}
+    buckets = {}
+    for i, (name, size) in enumerate(sizes.items()):
+        draw(tmp_path / "images" / f"{name}.png", size, seed=i)
+        buckets.setdefault(str(size), []).append(name)
+    (tmp_path / "buckets.json").write_text(json.dumps(buckets), encoding="utf-8")
+    return tmp_path
+
+
+def draw(path, size, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def counts(result):
+    return result.done, result.skipped, len(result.failed)
+
+
+def load(dataset, name):
+    return np.load(dataset / "latents" / f"{name}.npy", allow_pickle=False)
+
+
+def test_latents_are_posterior_samples(dataset, model):
+    assert counts(latent(directory=dataset, model=model, batch_size=2)) == (4, 0, 0)
+    vae = load_vae(model)
+    for name in ("a", "sub/b.1", "c"):
+        image = Image.open(dataset / "images" / f"{name}.png")
+        pixels = torch.from_numpy(np.asarray(image) / 127.5 - 1).float().permute(2, 0, 1)
+        with torch.no_grad():
+            posterior = vae.encode(pixels[None]).latent_dist
+        latents = load(dataset, name)
+        assert latents.dtype == np.float32
+        assert latents.shape == (4, image.height // 2, image.width // 2)
+        noise = (latents - posterior.mean[0].numpy()) / posterior.std[0].numpy()
+        assert abs(noise.mean()) < 0.3
+        assert 0.8 < noise.std() < 1.2
+    LatentDataset(str(dataset), prompt="").check_latent_shapes(2, 4)
+
+
+def test_latents_depend_on_the_content_only(dataset, model):
+    latent(directory=dataset, model=model, batch_size=3)
+    first = {name: load(dataset, name) for name in ("a", "sub/b.1", "c", "d")}
+    torch.manual_seed(123)
+    latent(directory=dataset, model=model, output=dataset / "again", batch_size=1, num_workers=1)
+    for name, latents in first.items():
+        again = np.load(dataset / "again" / f"{name}.npy")
+        np.testing.assert_allclose(latents, again, atol=1e-5)
+    assert not np.allclose(first["a"], first["d"])
+
+
+def test_second_run_encodes_what_changed(dataset, model):
+    latent(directory=dataset, model=model)
+    assert counts(latent(directory=dataset, model=model)) == (0, 4, 0)
+    old = load(dataset, "a")
+    draw(dataset / "images" / "a.png", (16, 16), seed=99)
+    os.utime(dataset / "images" / "c.png", ns=(1, 1))  # another date, the same content
+    (dataset / "latents" / "d.npy").unlink()
+    assert counts(latent(directory=dataset, model=model)) == (2, 2, 0)
+    assert not np.allclose(load(dataset, "a"), old)
+    assert counts(latent(directory=dataset, model=model)) == (0, 4, 0)
+
+
+def test_another_vae_or_precision_encodes_again_and_says_so(dataset, model, tmp_path, caplog):
+    caplog.set_level("INFO")
+    latent(directory=dataset, model=model)
+    old = load(dataset, "a")
+    make_vae(seed=1).save_pretrained(tmp_path / "other")
+    other = {"directory": dataset, "model": model, "vae": str(tmp_path / "other")}
+    assert counts(latent(**other)) == (4, 0, 0)
+    assert "4 latents are of another VAE or precision" in caplog.text
+    assert not np.allclose(load(dataset, "a"), old)
+    assert counts(latent(**other)) == (0, 4, 0)
+    assert counts(latent(**other, dtype="bf16")) == (4, 0, 0)
+    assert load(dataset, "a").dtype == np.float32
+
+
+def test_decoder_is_no_part_of_the_key(tmp_path, model):
+    vae = make_vae()
+    torch.nn.init.zeros_(vae.decoder.conv_in.weight)
+    cpu = {"device": torch.device("cpu"), "dtype": "fp32"}
+    assert VAEEncoder(vae, **cpu).fingerprint == VAEEncoder(load_vae(model), **cpu).fingerprint
+    other = VAEEncoder(make_vae(seed=1), **cpu).fingerprint
+    assert other != VAEEncoder(load_vae(model), **cpu).fingerprint
+
+
+def test_latents_of_unknown_origin_are_replaced(dataset, model, caplog):
+    caplog.set_level("INFO")
+    (dataset / "latents").mkdir()
+    np.save(dataset / "latents" / "a.npy", np.zeros(1))
+    assert latent(directory=dataset, model=model).done == 4
+    assert "not known which VAE made 1 latents" in caplog.text
+    assert load(dataset, "a").shape == (4, 8, 8)
+
+
+def test_images_of_older_datasets(dataset, model):
+    for path in list((dataset / "images").rglob("*.png")):
+        target = dataset / path.relative_to(dataset / "images")
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    assert latent(directory=dataset, model=model).done == 4
+
+
+def test_bad_images_are_named_and_skipped(dataset, model, capsys):
+    (dataset / "images" / "a.png").write_bytes(b"no image")
+    draw(dataset / "images" / "c.png", (16, 16), seed=0)
+    (dataset / "images" / "d.png").unlink()
+    arguments = ["-d", str(dataset), "-o", str(dataset / "latents"), "-m", model]
+    assert main(arguments) == 1
+    output = capsys.readouterr()
+    assert "latents: 1 encoded, 0 kept, 3 failed" in output.out
+    assert "a.png: is not an image that Pillow reads" in output.err
+    assert "c.png: size (16, 16) is not bucket (16, 24); run preprocess/bucketing.py" in output.err
+    assert f"{dataset / 'images' / 'd'}: no such image" in output.err
+    assert sorted(p.name for p in (dataset / "latents").iterdir()) == ["index.jsonl", "sub"]
+
+
+def test_image_that_went_bad_loses_its_latents(dataset, model):
+    latent(directory=dataset, model=model)
+    (dataset / "images" / "a.png").write_bytes(b"no image")
+    assert counts(latent(directory=dataset, model=model)) == (0, 3, 1)
+    assert not (dataset / "latents" / "a.npy").exists()
+    draw(dataset / "images" / "a.png", (16, 16), seed=0)
+    assert counts(latent(directory=dataset, model=model)) == (1, 3, 0)
+
+
+def test_latents_that_are_not_finite_are_named_and_not_written(dataset, model, monkeypatch):
+    encode = VAEEncoder.encode
+
+    def spoil(self, pixel_values, seeds):
+        latents = encode(self, pixel_values, seeds)
+        latents[1:, 0, 0, 0] = np.nan
+        return latents
+
+    monkeypatch.setattr(VAEEncoder, "encode", spoil)
+    result = latent(directory=dataset, model=model, batch_size=2)
+    assert counts(result) == (3, 0, 1)
+    assert "sub/b.1: its latents are not finite" in result.failed[0]
+    assert not (dataset / "latents" / "sub" / "b.1.npy").exists()
+    monkeypatch.undo()
+    assert counts(latent(directory=dataset, model=model)) == (1, 3, 0)
+
+
+def test_out_of_memory_halves_the_batch(dataset, model, monkeypatch, caplog):
+    encode, sizes = VAEEncoder._encode_part, []
+
+    def fit_one(self, pixel_values, seeds):
+        sizes.append(len(seeds))
+        if len(seeds) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return encode(self, pixel_values, seeds)
+
+    monkeypatch.setattr(VAEEncoder, "_encode_part", fit_one)
+    assert latent(directory=dataset, model=model, batch_size=4).done == 4
+    assert sizes == [3, 1, 1, 1, 1]
+    assert "out of memory: batches of 1 from here on" in caplog.text
+
+    def fit_none(self, pixel_values, seeds):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(VAEEncoder, "_encode_part", fit_none)
+    with pytest.raises(ValueError, match="one image of 16x16 doesn't fit into the memory of cpu"):
+        latent(directory=dataset, model=model, output=dataset / "other")
+
+
+def test_other_errors_of_the_vae_are_not_taken_for_lack_of_memory(dataset, model, monkeypatch):
+    def fail(self, pixel_values, seeds):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(VAEEncoder, "_encode_part", fail)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        latent(directory=dataset, model=model)
+
+
+def test_stopped_run_is_continued(dataset, model, monkeypatch):
+    encode, calls = VAEEncoder.encode, []
+
+    def stop(self, pixel_values, seeds):
+        calls.append(seeds)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, pixel_values, seeds)
+
+    monkeypatch.setattr(VAEEncoder, "encode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        latent(directory=dataset, model=model, batch_size=1)
+    monkeypatch.undo()
+    assert counts(latent(directory=dataset, model=model, batch_size=1)) == (2, 2, 0)
+    names = [path.suffix for path in (dataset / "latents").rglob("*") if path.is_file()]
+    assert sorted(names) == [".jsonl", *[".npy"] * 4]
+
+
+def test_wrong_arguments(dataset, model, tmp_path, capsys):
+    arguments = ["-d", str(dataset)]
+    for options, message in (
+        (["-m", str(tmp_path / "absent")], "absent: no such directory"),
+        (["-m", str(dataset)], "is neither a diffusers model with a VAE nor a VAE's folder"),
+        (["-m", model, "--device", "nonsense"], "device: 'nonsense' can't be used"),
+        (["-m", model, "--batch_size", "0"], "batch_size: 0 is less than 1"),
+        (["-m", model, "-d", str(tmp_path / "x")], "no such file; run preprocess/bucketing.py"),
+    ):
+        assert main([*arguments, *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "-m", model, "--dtype", "fp16"])
+    assert stop.value.code == 2
+    with pytest.raises(ValueError, match="dtype: 'fp16' is not one of fp32, bf16"):
+        latent(directory=dataset, model=model, dtype="fp16")
+    (dataset / "buckets.json").write_text('{"(15, 16)": ["a"]}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"bucket \(15, 16\): the VAE wants multiples of 2"):
+        latent(directory=dataset, model=model)
+
+
+def test_help_is_quick_and_imports_no_torch(tmp_path):
+    """From another directory, as a person would type it."""
+    script = ROOT / "preprocess" / "latent.py"
+    code = (
+        "import runpy, sys; sys.argv = ['latent.py', '--help']\n"
+        f"try: runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        "finally: print([name for name in ('torch', 'diffusers', 'tqdm') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert "--batch_size" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
