@@ -54,7 +54,7 @@ class Plan:
             f"steps      {self.batches} batches of up to {self.batch_size} an epoch"
             + (f", {accumulation} batches a step" if accumulation > 1 else "")
             + f" -> {self.steps_per_epoch} optimizer steps an epoch, {self.max_train_steps} in all"
-            f" ({self.max_train_steps / self.steps_per_epoch:g} epochs)"
+            f" ({self.max_train_steps / self.steps_per_epoch:.1f} epochs)"
         )
         lines.append(f"output     {directory}")
         return lines

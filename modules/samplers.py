@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
-from modules.grids import make_grid, make_sheet
+from modules.grids import make_sheet
 from modules.schedule import Every
 
 logger = logging.getLogger(__name__)
@@ -79,13 +79,13 @@ class GridSampler:
         folder = run.directory / "samples"
         folder.mkdir(exist_ok=True)
         path = folder / f"step{run.step:08d}.png"
-        make_sheet(images, self.prompts).save(path)
+        make_sheet([images], [""], self.prompts).save(path)
         run.log_images("samples", images, self.prompts)
         if run.step == 0:
             self._before = images
         if last and self._before:
             path = run.directory / "before_after.png"
-            make_grid([self._before, images], ["before", "after"], self.prompts).save(path)
+            make_sheet([self._before, images], ["before", "after"], self.prompts).save(path)
         logger.info("images: %s", path)
 
     def draw(self, run: Any) -> list[Image.Image]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageFont
 
-from modules.grids import make_grid, make_sheet, wrap
+from modules.grids import make_cell, make_sheet, wrap
 
 RED, BLUE = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
 
@@ -16,21 +16,21 @@ def colours(picture: Image.Image) -> dict[tuple, int]:
 
 
 def test_small_images_are_enlarged_and_all_shown():
-    grid = make_grid([[RED, RED], [BLUE, BLUE]], ["before", "after"], ["a", "b"])
+    grid = make_sheet([[RED, RED], [BLUE, BLUE]], ["before", "after"], ["a", "b"])
     shown = colours(grid)
     assert shown[(255, 0, 0)] == 2 * 192 * 192
     assert shown[(0, 0, 255)] == 2 * 192 * 192
-    left = grid.crop((0, 0, grid.width // 2, grid.height))
+    left = grid.crop((0, 0, 200, grid.height))
     assert (0, 0, 255) not in colours(left)
 
 
 def test_large_images_keep_their_size():
     large = Image.new("RGB", (512, 640), "red")
-    assert colours(make_grid([[large]], [""], ["a"]))[(255, 0, 0)] == 512 * 640
+    assert colours(make_cell([large], [""], "a"))[(255, 0, 0)] == 512 * 640
 
 
 def test_a_sheet_is_about_square():
-    sheet = make_sheet([RED] * 9, ["a red square"] * 9)
+    sheet = make_sheet([[RED] * 9], [""], ["a red square"] * 9)
     assert colours(sheet)[(255, 0, 0)] == 9 * 192 * 192
     assert 0.7 < sheet.width / sheet.height < 1.4
 

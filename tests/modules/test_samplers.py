@@ -107,7 +107,7 @@ def test_grids_are_drawn_when_due_and_compared_at_the_end(tmp_path):
     drawn = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert drawn == ["step00000000.png", "step00000004.png", "step00000005.png"]
     with Image.open(tmp_path / "before_after.png") as picture:
-        assert picture.height > 3 * 192
+        assert picture.width > 4 * 192  # two cells in a row, each with before and after
     assert run.shown == ["a red cat", "a blue dog", "a mat"] * 3
 
 

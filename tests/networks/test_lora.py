@@ -133,7 +133,9 @@ def test_parameters_are_grouped_by_component():
     assert sum(len(group) for group in groups.values()) == len(list(network.parameters()))
 
 
-@pytest.mark.parametrize("options", [{}, {"conv_rank": 3, "conv_alpha": 1.0}], ids=["lora", "locon"])
+@pytest.mark.parametrize(
+    "options", [{}, {"conv_rank": 3, "conv_alpha": 1.0}], ids=["lora", "locon"]
+)
 def test_diffusers_computes_the_same_from_our_file(tmp_path, model_directory, options):
     from modules import models
 
