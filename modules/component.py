@@ -90,7 +90,7 @@ def argument_faults(
     return collected.lines
 
 
-def build(path: str, args: Mapping[str, Any], *positional: Any, **supplied: Any) -> Any:
+def build(path: str, args: Mapping[str, Any], /, *positional: Any, **supplied: Any) -> Any:
     """Call the component at `path`, its arguments converted to what its signature says."""
     target = resolve(path)
     hints = _hints(target)

@@ -13,15 +13,15 @@ from typing import Annotated, Any, Literal
 from omegaconf import MISSING
 
 from modules.config_faults import check_meaning
-from modules.schema import AtLeast, Within, build_section
+from modules.schema import Minimum, Within, build_section
 from modules.yaml_source import ConfigError, YamlSource
 from modules.yaml_text import dump
 
 __all__ = ["Config", "ConfigError", "load", "to_yaml"]
 
-Count = Annotated[int, AtLeast(1)]
-Natural = Annotated[int, AtLeast(0)]
-NonNegative = Annotated[float, AtLeast(0)]
+Count = Annotated[int, Minimum(1)]
+Natural = Annotated[int, Minimum(0)]
+NonNegative = Annotated[float, Minimum(0)]
 Fraction = Annotated[float, Within(0, 1)]
 Rate = NonNegative | dict[str, NonNegative]
 

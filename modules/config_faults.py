@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+from modules.value_words import quote
 from modules.yaml_source import YamlSource
 
 if TYPE_CHECKING:
@@ -53,13 +54,13 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
         if network.resume is not None and not _is_file(network.resume):
             faults.fault(
                 ("networks", name, "resume"),
-                f"{network.resume!r} is not a file{_near_path(network.resume)}",
+                f"{quote(network.resume)} is not a file{_near_path(network.resume)}",
             )
     path = config.dataset.args.get("path")
     if isinstance(path, str) and path != MISSING and not config.prepare and not _is_dir(path):
         faults.fault(("dataset", "args", "path"), _directory_problem(path))
-    if Path(config.save.directory).is_file():
-        faults.fault(("save", "directory"), f"{config.save.directory!r} is a file")
+    if _is_file(config.save.directory):
+        faults.fault(("save", "directory"), f"{quote(config.save.directory)} is a file")
     if config.sample is not None and not faults.is_faulty(("sample", "prompts")):
         problem = _prompts_problem(config.sample.prompts)
         if problem:
@@ -72,7 +73,8 @@ def _prompts_problem(prompts: list[str] | str) -> str | None:
     if isinstance(prompts, list) or _is_file(prompts):
         return None
     near = _near_path(prompts)
-    return f"{prompts!r} is not a file{near or f'; for one prompt write a list, [{prompts!r}]'}"
+    advice = f"; for one prompt write a list, [{quote(prompts)}]"
+    return f"{quote(prompts)} is not a file{near or advice}"
 
 
 def _model_problem(path: str, marker: str, thing: str) -> str | None:
@@ -81,27 +83,27 @@ def _model_problem(path: str, marker: str, thing: str) -> str | None:
     if not path:
         return "is empty; give a directory or a hub id"
     if _is_file(path):
-        return f"{path!r} is a single file; convert it to a diffusers directory first"
+        return f"{quote(path)} is a single file; convert it to a diffusers directory first"
     if _is_dir(path):
         if (local / marker).is_file() or (local / "vae" / marker).is_file():
             return None
         found = ", ".join(sorted(entry.name for entry in local.iterdir())[:5]) or "nothing"
-        return f"{path!r} is not {thing}: it has no {marker} (it has {found})"
+        return f"{quote(path)} is not {thing}: it has no {marker} (it has {found})"
     if hub_page := re.match(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)", path):
-        return f"{path!r} is a web page; write its hub id, {hub_page[1]}"
+        return f"{quote(path)} is a web page; write its hub id, {hub_page[1]}"
     near = _near_path(path)
     is_here = near if local.parent == Path(".") else local.parent.is_dir()
     if _HUB_ID.fullmatch(path) and local.suffix not in _WEIGHT_FILES and not is_here:
         return None
-    return f"{path!r} is neither a directory nor a hub id{near}"
+    return f"{quote(path)} is neither a directory nor a hub id{near}"
 
 
 def _directory_problem(path: str) -> str:
     if not path:
         return "is empty; give a directory"
     if _is_file(path):
-        return f"{path!r} is a file, not a directory"
-    return f"{path!r} is not a directory{_near_path(path)}"
+        return f"{quote(path)} is a file, not a directory"
+    return f"{quote(path)} is not a directory{_near_path(path)}"
 
 
 def _near_path(path: str) -> str:
@@ -112,9 +114,11 @@ def _near_path(path: str) -> str:
         return "; a backslash became a line break or tab: use 'single quotes' or /"
     parent = Path(path).parent
     if not parent.is_dir():
-        return f" ({str(parent)!r} does not exist either)"
-    close = difflib.get_close_matches(Path(path).name, [e.name for e in parent.iterdir()], n=1)
-    return f"; did you mean {str(parent / close[0])!r}?" if close else ""
+        return f" ({quote(str(parent))} does not exist either)"
+    name = Path(path).name
+    there = [entry.name for entry in parent.iterdir() if entry.name != name]
+    close = difflib.get_close_matches(name, there, n=1)
+    return f"; did you mean {quote(str(parent / close[0]))}?" if close else ""
 
 
 def _is_file(path: str) -> bool:

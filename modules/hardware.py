@@ -34,7 +34,7 @@ def cpu_build_message(version: str, system: str) -> str:
     plain = version.partition("+")[0]
     line = f"pip install --force-reinstall torch=={plain}"
     if system == "Windows":  # PyPI's torch for Windows has no CUDA
-        line += " --index-url https://download.pytorch.org/whl/cu128"
+        line += " --index-url https://download.pytorch.org/whl/cu130"
     return (
         f"an NVIDIA card is present but this torch ({version}) is a CPU build, so training will "
         f"run on the CPU; to use the card: {line}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from modules.foreign_names import FOREIGN_NAMES, PLACES
 
@@ -43,7 +44,8 @@ def _sections_with(key: str, root: type) -> Iterator[str]:
 
 
 def _sections_in(annotation: Any) -> list[type]:
-    candidates = [annotation, *get_args(annotation)]  # a section, or a section or None
+    is_union = get_origin(annotation) in (Union, UnionType)  # a section or None
+    candidates = get_args(annotation) if is_union else [annotation]
     return [c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)]
 
 

@@ -2,7 +2,7 @@
 
 Understands what the config's dataclasses and the components' signatures are annotated with:
 bool, int, float, str, Path, Literal, list, tuple, dict, unions, None, dataclasses, and numbers with
-bounds as `Annotated[int, AtLeast(1)]`. Anything else is passed through unchecked.
+bounds as `Annotated[int, Minimum(1)]`. Anything else is passed through unchecked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FaultList(Protocol):
 
 
 @dataclass(frozen=True)
-class AtLeast:
+class Minimum:
     """A bound of a number in an annotation."""
 
     low: float
@@ -180,8 +180,11 @@ def _choice(value: Any, choices: tuple, faults: FaultList, path: tuple[str, ...]
 def _sequence(
     value: Any, origin: Any, arguments: tuple, faults: FaultList, path: tuple[str, ...]
 ) -> Any:
+    if value is None:
+        _mismatch(value, (list,), faults, path)
+        return INVALID
     if not isinstance(value, list | tuple):
-        what_to_do = "" if isinstance(value, Mapping | None) else f"; write [{show(value)}]"
+        what_to_do = "" if isinstance(value, Mapping) else f"; write [{show(value)}]"
         faults.fault(path, f"{show(value)} is not a list{what_to_do}")
         return INVALID
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -234,4 +237,7 @@ def _scalar(value: Any, hint: Any, faults: FaultList, path: tuple[str, ...]) -> 
 
 def _mismatch(value: Any, hints: tuple, faults: FaultList, path: tuple[str, ...]) -> None:
     wanted = " or ".join(describe(hint) for hint in hints)
+    if value is None:
+        faults.fault(path, f"has no value; it must be {wanted}")
+        return
     faults.fault(path, f"{show(value)} is not {wanted}{advice(value, hints)}")

@@ -22,7 +22,14 @@ def show(value: Any) -> str:
     if value is None:
         return "nothing"
     shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    if isinstance(value, str):
+        shown = quote(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def quote(text: str) -> str:
+    """Text in quotes; backslashes of Windows paths stay single."""
+    return f"'{text}'" if text.isprintable() and "'" not in text else repr(text)
 
 
 def describe(annotation: Any) -> str:

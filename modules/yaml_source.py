@@ -73,15 +73,18 @@ class YamlSource:
             return f"{key} (command line)"
         return f"{key} (line {self._lines[path]})" if path in self._lines else key
 
-    def _position(self, path: KeyPath) -> tuple[int, int]:
+    def _position(self, path: KeyPath) -> tuple[int, int, int]:
         """What faults are sorted by: keys of the file, then missing ones, then the overrides."""
         override = self._override_of(path)
         if override is not None:
-            return 2, override
-        for length in range(len(path), 0, -1):
-            if path[:length] in self._order:
-                return 0, self._order[path[:length]]
-        return 1, 0
+            return 2, override, 0
+        if path in self._order:
+            return 0, self._order[path], 0
+        for length in range(len(path) - 1, 0, -1):
+            inside = [n for key, n in self._order.items() if _is_within(key, path[:length])]
+            if inside:
+                return 0, inside[-1], 1
+        return 1, 0, 0
 
     def _override_of(self, path: KeyPath) -> int | None:
         """The number of the override that gave `path`, or made a section for what it gave."""
@@ -104,25 +107,24 @@ class YamlSource:
             raise ConfigError(f"command line: {override!r} is not valid YAML: {problem}") from None
         container: Any = self.values
         for length, part in enumerate(path, start=1):
-            is_list = isinstance(container, list)
-            if is_list and not (part.isdecimal() and int(part) < len(container)):
-                parent = ".".join(path[: length - 1])
-                raise ConfigError(
-                    f"command line: {override!r}: {parent} has {len(container)} items, "
-                    f"counted from 0; {part!r} is none of them"
-                )
-            if not isinstance(container, dict | list):
-                parent = ".".join(path[: length - 1])
+            parent = ".".join(path[: length - 1])
+            place: Any = part
+            if isinstance(container, list):
+                if not (part.isdecimal() and int(part) < len(container)):
+                    raise ConfigError(
+                        f"command line: {override!r}: {parent} has {len(container)} items, "
+                        f"counted from 0; {part!r} is none of them"
+                    )
+                place = int(part)
+            elif not isinstance(container, dict):
                 raise ConfigError(
                     f"command line: {override!r}: {parent} is {container!r}, it has no keys"
                 )
-            place: Any = int(part) if is_list else part
             if length == len(path):
                 container[place] = value
-            else:
-                if not is_list and container.get(place) is None:
-                    container[place] = {}
-                container = container[place]
+            elif isinstance(container, dict) and container.get(place) is None:
+                container[place] = {}
+            container = container[place]
         self._overridden[path] = len(self._overridden)
 
     def _interpolate(self) -> None:
@@ -130,8 +132,8 @@ class YamlSource:
             config = OmegaConf.create(self.values)
             self.values = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         except OmegaConfBaseException as error:
-            path = tuple(str(error.full_key or "").split("."))
-            if path != ("",):
+            path = tuple(re.findall(r"[^.\[\]]+", str(error.full_key or "")))  # a.b[0]
+            if path:
                 self.fault(path, _interpolation_problem(error))
                 self.raise_if_faulty()
             raise ConfigError(f"{self.name}: {_interpolation_problem(error)}") from None

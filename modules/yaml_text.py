@@ -149,7 +149,8 @@ def _problem(error: yaml.YAMLError, text: str) -> str:
         position = getattr(error, "position", None)  # of a character that YAML doesn't allow
         if position is None:
             return problem
-        return f"line {text.count(chr(10), 0, position) + 1}: a control character ({error.character:#04x})"  # type: ignore[attr-defined]
+        line = text.count("\n", 0, position) + 1
+        return f"line {line}: there is a control character, {text[position]!r}"
     line = mark.line + 1
     if "found character '\\t'" in problem:
         problem = "a tab; indent with spaces"

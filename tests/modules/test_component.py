@@ -122,7 +122,7 @@ def test_a_module_of_ones_own_that_fails(parts):
 @pytest.mark.parametrize("name", ["Part", "Child"])
 def test_all_faulty_arguments_at_once(name):
     args = {
-        "siez": 1,
+        "sizze": 1,
         "size": "4",
         "span": [0],
         "names": "unet",
@@ -133,7 +133,7 @@ def test_all_faulty_arguments_at_once(name):
         "seed": 1,
     }
     assert argument_faults("networks.x", f"parts.{name}", args, supplied={"seed"}) == [
-        f"networks.x.args.siez: parts.{name} takes no argument 'siez'; did you mean 'size'?",
+        f"networks.x.args.sizze: parts.{name} takes no argument 'sizze'; did you mean 'size'?",
         "networks.x.args.size: '4' is not a whole number; write 4 without quotes",
         "networks.x.args.span: has 1 values, 2 are wanted",
         "networks.x.args.names: 'unet' is not a list; write ['unet']",

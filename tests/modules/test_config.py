@@ -91,7 +91,7 @@ def test_all_faults_at_once_in_the_order_of_the_file():
         ("  guidance_scale: 5\n", "train.guidance_scale (line 10): no such key; did you mean "
          "'sample.guidance_scale'?"),
         ("batch_size: 5\n", "batch_size (line 10): no such key; did you mean 'train.batch_size'?"),
-        ("trian: {}\n", "trian (line 10): no such key; did you mean 'train'?"),
+        ("traan: {}\n", "traan (line 10): no such key; did you mean 'train'?"),
         ("network: {}\n", "network (line 10): no such key; did you mean 'networks'?"),
         ("feature: {}\n", f"feature (line 10): no such key; {SECTIONS}"),
         ("on: 1\n", f"on (line 10): no such key; {SECTIONS}"),
@@ -214,8 +214,8 @@ def test_keys_that_exclude_each_other():
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("modle", "'modle' is neither a directory nor a hub id; did you mean 'model'?"),
-        ("./modle", "'./modle' is neither a directory nor a hub id; did you mean 'model'?"),
+        ("modl", "'modl' is neither a directory nor a hub id; did you mean 'model'?"),
+        ("./modl", "'./modl' is neither a directory nor a hub id; did you mean 'model'?"),
         (
             "nowhere/else/model",
             "'nowhere/else/model' is neither a directory nor a hub id ('nowhere/else' does not "
@@ -258,11 +258,11 @@ def test_other_paths():
     text = BASE.replace("path: model", "path: model\n  vae: empty").replace(
         "LoRA\n", "LoRA\n    resume: lora.safetensors\n"
     )
-    assert faults(text + "save: {directory: cat.yaml}\nsample: {prompts: promts.txt}\n") == [
+    assert faults(text + "save: {directory: cat.yaml}\nsample: {prompts: prompst.txt}\n") == [
         "model.vae (line 3): 'empty' is not a VAE: it has no config.json (it has nothing)",
         "networks.lora.resume (line 9): 'lora.safetensors' is not a file",
         "save.directory (line 12): 'cat.yaml' is a file",
-        "sample.prompts (line 13): 'promts.txt' is not a file; did you mean 'prompts.txt'?",
+        "sample.prompts (line 13): 'prompst.txt' is not a file; did you mean 'prompts.txt'?",
     ]
     for value, problem in [
         ("a cat", "'a cat' is not a file; for one prompt write a list, ['a cat']"),

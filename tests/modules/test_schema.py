@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Optional
 import pytest
 from omegaconf import MISSING
 
-from modules.schema import INVALID, AtLeast, Within, build_section, convert
+from modules.schema import INVALID, Minimum, Within, build_section, convert
 
 
 class Faults:
@@ -37,7 +37,7 @@ def both(value, annotation):
         ({"a": 1}, Mapping[str, float], {"a": 1.0}), (None, dict[str, int], {}),
         ({"a": 1}, float | dict[str, float], {"a": 1.0}), (2, float | dict[str, float], 2.0),
         (["a"], list[str] | str, ["a"]), ("a", list[str] | str, "a"), ("b", Literal["a", "b"], "b"),
-        (0.5, Annotated[float, Within(0, 1)], 0.5), (1, Annotated[int, AtLeast(1)], 1),
+        (0.5, Annotated[float, Within(0, 1)], 0.5), (1, Annotated[int, Minimum(1)], 1),
         ({"a": [1]}, Any, {"a": [1]}), ("later", "Unknown", "later"), ("a", complex, "a"),
         ([0.9, 1], tuple[float | complex, float | complex], (0.9, 1.0)),
     ],
@@ -76,10 +76,10 @@ def test_values_that_fit(value, annotation, expected):
         ([1], tuple[int, int], "has 1 values, 2 are wanted"),
         ("c", Literal["a", "b"], "'c' is not one of 'a', 'b'"),
         (1, Literal[True, "a"], "1 is not one of true, 'a'"),
-        (-1, Annotated[int, AtLeast(0)], "-1 is out of range; it must be at least 0"),
+        (-1, Annotated[int, Minimum(0)], "-1 is out of range; it must be at least 0"),
         (2, Annotated[float, Within(0, 1)], "2.0 is out of range; it must be from 0 to 1"),
-        ("a", Annotated[int, AtLeast(0)] | None, "'a' is not a whole number"),
-        (-1, Annotated[int, AtLeast(0)] | None, "-1 is out of range; it must be at least 0"),
+        ("a", Annotated[int, Minimum(0)] | None, "'a' is not a whole number"),
+        (-1, Annotated[int, Minimum(0)] | None, "-1 is out of range; it must be at least 0"),
         ("a", Literal["b"] | bool, "'a' is not one of 'b'"),
         (3, Literal["b"] | bool, "3 is not one of 'b' or true or false"),
         ("x" * 80, int, "'" + "x" * 56 + "... is not a whole number"),
@@ -128,10 +128,10 @@ def test_sections():
 
 
 def test_faults_of_sections():
-    whole, faults = section({"parts": {"b": None}, "maybe": {"sise": 1}, "size": 2, "speed": "x"})
+    whole, faults = section({"parts": {"b": None}, "maybe": {"sizee": 1}, "size": 2, "speed": "x"})
     assert faults == [
         "parts.b.module: is missing; it has no default",
-        "maybe.sise: no such key; did you mean 'size'?",
+        "maybe.sizee: no such key; did you mean 'size'?",
         "maybe.module: is missing; it has no default",
         "size: no such key; did you mean 'first.size'?",
         "speed: 'x' is not a number",

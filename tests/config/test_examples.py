@@ -1,0 +1,93 @@
+"""Every example config trains."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import save_dataset, save_sd
+
+import main
+from modules.yaml_text import parse
+
+ROOT = Path(main.__file__).parent
+EXAMPLES = sorted(
+    path for path in (ROOT / "config").rglob("*.yaml") if path.name != "quickstart.yaml"
+)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """A directory with a model and a dataset."""
+    place = tmp_path_factory.mktemp("examples")
+    save_sd(place / "model")
+    save_dataset(place / "data")
+    return place
+
+
+def test_their_number():
+    assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
+        "finetune.yaml",
+        "locon.yaml",
+        "lora.yaml",
+        "lora_text_encoder.yaml",
+    ]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_trains(path, material, tmp_path):
+    status = main.main(
+        [
+            str(path),
+            f"model.path={material / 'model'}",
+            f"dataset.args.path={material / 'data'}",
+            f"save.directory={tmp_path}",
+            "train.max_train_steps=2",
+            "train.max_train_epochs=null",
+            "train.log_every=1",
+            "train.batch_size=2",
+            "sample.width=32",
+            "sample.height=32",
+            "sample.num_inference_steps=2",
+        ]
+    )
+    assert status == 0
+    run = tmp_path / path.stem
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2]
+    assert (run / "config.yaml").is_file()
+    assert (run / "loss.png").is_file()
+    assert (run / "before_after.png").is_file()
+    assert (run / "samples" / "step00000000.png").is_file()
+    assert (run / "samples" / "step00000002.png").is_file()
+    if "networks" in parse(path.read_text(encoding="utf-8"))[0]:
+        assert (run / f"{path.stem}.safetensors").is_file()
+    else:
+        assert (run / path.stem / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_says_how_it_is_run(path, capsys):
+    text = path.read_text(encoding="utf-8")
+    name = path.relative_to(ROOT).as_posix()
+    command = f"#   python main.py {name} model.path=<model> dataset.args.path=<dataset>"
+    assert command in text.splitlines()[:3]
+    assert len(text.splitlines()) <= 50
+    assert main.main([str(path)]) == 2
+    advice = "??? stands for a value of yours; set it here or on the command line"
+    first, *faults = capsys.readouterr().err.splitlines()
+    assert first == f"{path} is not a valid config:"
+    assert [fault.partition(" (line ")[0].strip() for fault in faults] == [
+        "model.path",
+        "dataset.args.path",
+    ]
+    assert all(fault.endswith(advice) for fault in faults)
+
+
+def test_finetune_for_a_smaller_card(material, capsys):
+    text = (ROOT / "config" / "finetune.yaml").read_text(encoding="utf-8")
+    overrides = "model.trainable=[unet.up_blocks] train.learning_rate=1e-5"
+    assert f"#   {overrides}\n" in text
+    paths = [f"model.path={material / 'model'}", f"dataset.args.path={material / 'data'}"]
+    sizes = ["sample.width=32", "sample.height=32"]
+    path = str(ROOT / "config" / "finetune.yaml")
+    assert main.main([path, *paths, *sizes, *overrides.split(), "--check"]) == 0
