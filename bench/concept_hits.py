@@ -1,6 +1,6 @@
 """How well a quickstart LoRA learned: hit rates of the pixel classifier before and after it.
 
-    python bench/concept_hits.py --lora output/quickstart/quickstart.safetensors
+python bench/concept_hits.py --lora output/quickstart/quickstart.safetensors
 """
 
 from __future__ import annotations

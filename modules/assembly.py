@@ -17,6 +17,7 @@ from modules.component import build
 from modules.config import Config, ConfigError, to_yaml
 from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.hardware import warn_of_cpu_build
+from modules.idle_settings import idle_settings
 from modules.models import load
 from modules.optimizer import learning_rate_schedule
 from modules.parts import (
@@ -53,6 +54,8 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
         ConfigError: an argument, the dataset or the model does not fit; nothing was written then.
     """
     check_components(config)
+    for line in idle_settings(config):
+        logger.warning("%s", line)
     warn_of_cpu_build()
     if check and config.prepare and not _is_prepared(config):
         listed = "".join(f"\n  {step.module}" for step in config.prepare)

@@ -44,7 +44,18 @@ def test_preprocess_knows_no_trainer_and_no_network():
 
 
 def test_the_config_needs_no_torch():
-    for name in ("config", "config_faults", "yaml_source", "schema", "foreign_names", "component"):
+    for name in (
+        "config",
+        "config_faults",
+        "yaml_source",
+        "schema",
+        "foreign_names",
+        "component",
+        "hints",
+        "value_words",
+        "yaml_text",
+        "idle_settings",
+    ):
         found = {module.partition(".")[0] for module in imports(ROOT / "modules" / f"{name}.py")}
         assert not found & {"torch", "diffusers", "transformers", "accelerate"}, name
 

@@ -1,0 +1,36 @@
+"""Settings that have no effect beside the others: said at start, by key."""
+
+from __future__ import annotations
+
+from modules.config import Config, LrSchedulerConfig
+
+
+def idle_settings(config: Config) -> list[str]:
+    """One line for each value that differs from its default but changes nothing."""
+    lines: list[str] = []
+    save, schedule, train = config.save, config.lr_scheduler, config.train
+    if save.keep_last is not None and not (save.every_epochs or save.every_steps):
+        lines.append("save.keep_last has no effect without save.every_epochs or save.every_steps")
+    if schedule.num_cycles != LrSchedulerConfig.num_cycles and (
+        schedule.name != "cosine_with_restarts"
+    ):
+        lines.append(
+            f"lr_scheduler.num_cycles has no effect with {schedule.name}; "
+            "it is for cosine_with_restarts"
+        )
+    if schedule.power != LrSchedulerConfig.power and schedule.name != "polynomial":
+        lines.append(f"lr_scheduler.power has no effect with {schedule.name}; it is for polynomial")
+    if schedule.name == "constant_with_warmup" and not (
+        schedule.warmup_steps or schedule.warmup_ratio
+    ):
+        lines.append("lr_scheduler.name: constant_with_warmup has no warm-up; give warmup_steps")
+    given_everywhere = config.networks and all(
+        network.learning_rate is not None for network in config.networks.values() if network.train
+    )
+    changed = train.learning_rate != type(train).learning_rate
+    if changed and given_everywhere and not config.model.trainable:
+        lines.append("train.learning_rate has no effect: every network has its own")
+    for name, network in config.networks.items():
+        if network.learning_rate is not None and not network.train:
+            lines.append(f"networks.{name}.learning_rate has no effect with train: false")
+    return lines

@@ -1,0 +1,53 @@
+"""Settings without effect are named."""
+
+from __future__ import annotations
+
+import pytest
+
+from modules.config import load
+from modules.idle_settings import idle_settings
+
+LORA = {"module": "networks.lora.LoRA"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        (
+            {"save": {"keep_last": 2}},
+            "save.keep_last has no effect without save.every_epochs or save.every_steps",
+        ),
+        (
+            {"lr_scheduler": {"name": "cosine", "num_cycles": 3}},
+            "lr_scheduler.num_cycles has no effect with cosine; it is for cosine_with_restarts",
+        ),
+        (
+            {"lr_scheduler": {"power": 2.0}},
+            "lr_scheduler.power has no effect with constant; it is for polynomial",
+        ),
+        (
+            {"lr_scheduler": {"name": "constant_with_warmup"}},
+            "lr_scheduler.name: constant_with_warmup has no warm-up; give warmup_steps",
+        ),
+        (
+            {"networks": {"a": {**LORA, "learning_rate": 1e-5}}},
+            "train.learning_rate has no effect: every network has its own",
+        ),
+        (
+            {"networks": {"a": {**LORA, "learning_rate": 1e-5, "train": False}, "b": LORA}},
+            "networks.a.learning_rate has no effect with train: false",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_named(write_config, sections, line):
+    path = write_config(**{"networks": {"a": LORA}, **sections})
+    assert idle_settings(load(path)) == [line]
+
+
+def test_a_config_whose_settings_all_count_is_quiet(write_config):
+    path = write_config(
+        networks={"a": LORA},
+        save={"keep_last": 2, "every_steps": 1},
+        lr_scheduler={"name": "cosine_with_restarts", "num_cycles": 3, "warmup_steps": 1},
+    )
+    assert idle_settings(load(path)) == []
