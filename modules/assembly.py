@@ -61,8 +61,10 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
         listed = "".join(f"\n  {step.module}" for step in config.prepare)
         logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
         return None
-    if not check:
-        _prepare(config)
+    accelerator = None if check else create_accelerator(config.train.mixed_precision)
+    if accelerator is not None:
+        with accelerator.main_process_first():  # the others find the work done
+            _prepare(config)
 
     torch.manual_seed(config.train.seed)
     train = config.train
@@ -82,7 +84,6 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     sampler = _explained("sample", lambda: build_sampler(config, model))
     objective = _explained("objective", lambda: build_objective(config, model))
 
-    accelerator = None if check else create_accelerator(train.mixed_precision)
     batch_sampler = BucketBatchSampler(
         dataset.buckets,
         batch_size=train.batch_size,

@@ -8,6 +8,8 @@ import warnings
 
 from tqdm import tqdm
 
+OUR_LOGGERS = ("modules", "networks", "preprocess", "tools")
+
 
 class _TqdmHandler(logging.Handler):
     """Writes log lines above a progress bar instead of through it."""
@@ -26,7 +28,7 @@ def set_up_logging() -> None:
     """Show our own messages as plain lines; a second call changes nothing."""
     handler = _TqdmHandler()
     handler.setFormatter(_PlainFormatter("%(message)s"))
-    for name in ("modules", "networks", "preprocess", "tools"):
+    for name in OUR_LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(known, _TqdmHandler) for known in logger.handlers):
             logger.addHandler(handler)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from modules.console import OUR_LOGGERS
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -25,11 +27,17 @@ def create_accelerator(mixed_precision: str) -> Accelerator:
 
     AcceleratorState._reset_state()
     ddp = DistributedDataParallelKwargs(find_unused_parameters=False)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=mixed_precision,
+        # Said outright: without it, several CPU processes would each train alone.
+        cpu=not torch.accelerator.is_available(),
         kwargs_handlers=[ddp],
         step_scheduler_with_optimizer=False,
     )
+    if not accelerator.is_main_process:
+        for name in OUR_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)  # one process speaks for all
+    return accelerator
 
 
 def prepare_modules(

@@ -310,7 +310,7 @@ def test_the_plan_is_shown_and_nothing_is_trained(write_config, caplog, tmp_path
             r"optimizer: Invalid epsilon value",
         ),
         (
-            {"networks": {"mine": {"module": "tests_networks.NeedsControl"}}},
+            {"networks": {"mine": {"module": "plugged_in.NeedsControl"}}},
             r"needs 'control' in every batch, but the dataset provides",
         ),
     ],
