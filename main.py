@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     options = parser.parse_intermixed_args(arguments)
 
-    from modules.config import ConfigError, load
+    from modules.config import load
+    from modules.errors import ConfigError, RunError
 
     try:
         config = load(options.config, *options.overrides)
@@ -42,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from modules.batch import collate
 from modules.buckets import BucketBatchSampler
 from modules.component import build
-from modules.config import Config, ConfigError, to_yaml
+from modules.config import Config, to_yaml
 from modules.engine import create_accelerator, prepare_modules, set_attention
+from modules.errors import ConfigError
 from modules.hardware import warn_of_cpu_build
 from modules.idle_settings import idle_settings
 from modules.models import load

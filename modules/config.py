@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from omegaconf import MISSING
 
 from modules.config_faults import check_meaning
+from modules.errors import ConfigError
 from modules.schema import Minimum, Within, build_section
-from modules.yaml_source import ConfigError, YamlSource
+from modules.yaml_source import YamlSource
 from modules.yaml_text import dump
 
 __all__ = ["Config", "ConfigError", "load", "to_yaml"]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from modules.component import accepts, argument_faults, build
-from modules.config import Config, ConfigError, NetworkConfig
+from modules.config import Config, NetworkConfig
+from modules.errors import ConfigError
 from modules.hardware import precision_fault
 from modules.models.base import DiffusionModel
 from modules.optimizer import ParameterGroup, as_optimizer_groups, base_groups, network_groups

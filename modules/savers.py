@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from modules.errors import RunError
 from modules.files import replacing
 from modules.schedule import Every
 
@@ -56,7 +57,7 @@ class WeightsSaver:
         """Write all trained networks and, if trained, the base; returns what was written.
 
         Raises:
-            ValueError: a tensor is not finite; nothing is written then.
+            RunError: a tensor is not finite; nothing is written then.
         """
         trained = {n: network for n, network in run.networks.items() if is_trained(network)}
         check_finite(run, trained)
@@ -112,7 +113,7 @@ def check_finite(run: Any, networks: dict[str, Any]) -> None:
     named += [(path, p) for path, p in run.trained_base.items()]
     faulty = [name for name, parameter in named if not torch.isfinite(parameter).all()]
     if faulty:
-        raise ValueError(
+        raise RunError(
             f"step {run.step}: {len(faulty)} of {len(named)} trained tensors are not finite, first "
             f"{faulty[0]}; nothing was saved. Lower the learning rate, or use bf16 instead of fp16"
         )

@@ -10,11 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from modules.errors import ConfigError
 from modules.yaml_text import KeyPath, YamlError, parse, parse_argument
-
-
-class ConfigError(ValueError):
-    """What is wrong with a config, in words for the person who wrote it."""
 
 
 class YamlSource:

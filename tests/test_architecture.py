@@ -33,7 +33,7 @@ def test_networks_know_plain_data_only():
 
 def test_main_knows_the_config_and_the_trainer():
     ours = {name for name in imports(ROOT / "main.py") if name.startswith("modules")}
-    assert ours == {"modules.config", "modules.console", "modules.trainer"}
+    assert ours == {"modules.config", "modules.console", "modules.errors", "modules.trainer"}
 
 
 def test_preprocess_knows_no_trainer_and_no_network():

@@ -116,3 +116,17 @@ def test_a_faulty_file_is_answered_without_torch(tmp_path):
     assert done.stdout == "2 []\n"
     assert done.stderr.startswith("cat.yaml is not a valid config:\n  traan (line 1): no such key")
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 1.0
+
+
+def test_a_run_that_cannot_go_on_says_why_and_returns_1(write_config, capsys, monkeypatch):
+    from modules.trainer import Trainer
+
+    def blow_up(self, group):
+        parameter = next(self.networks["lora"].parameters())
+        parameter.data.fill_(float("nan"))
+        return {"loss": parameter.sum().detach(), "images": 1}
+
+    monkeypatch.setattr(Trainer, "train_step", blow_up)
+    path = write_config(networks={"lora": {"module": "networks.lora.LoRA"}})
+    assert main.main([str(path)]) == 1
+    assert "trained tensors are not finite, first lora." in capsys.readouterr().err

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from modules.config import load
+from modules.errors import RunError
 from modules.savers import WeightsSaver
 from modules.trainer import Trainer
 
@@ -76,7 +77,7 @@ def test_what_is_not_finite_is_not_saved(write_config):
     trainer = Trainer.from_config(load(write_config(networks=LORA)))
     with torch.no_grad():
         next(trainer.networks["lora"].parameters())[0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"1 of \d+ trained tensors are not finite, first lora\."):
+    with pytest.raises(RunError, match=r"1 of \d+ trained tensors are not finite, first lora\."):
         trainer.saver.save_if_due(trainer, last=True)
     assert names(trainer) == set()
 

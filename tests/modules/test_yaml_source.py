@@ -2,7 +2,8 @@ import time
 
 import pytest
 
-from modules.yaml_source import ConfigError, YamlSource
+from modules.errors import ConfigError
+from modules.yaml_source import YamlSource
 
 
 def read(path, text, *overrides):

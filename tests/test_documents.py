@@ -1,0 +1,91 @@
+"""README and notebook: their commands parse, their links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+READMES = ("README.md", "README.ja.md")
+NOTEBOOK = ROOT / "sd_trainer_tutorial.ipynb"
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `python ...` command of a document, split as a shell does."""
+    found = []
+    for line in text.splitlines():
+        for part in re.split(r"&&|;", line.strip().lstrip("!").strip("`")):
+            if part.strip().startswith("python "):
+                found.append(shlex.split(part.strip()))
+    return found
+
+
+def documents() -> dict[str, str]:
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in READMES}
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    texts["notebook"] = "\n".join("".join(cell["source"]) for cell in cells)
+    return texts
+
+
+@pytest.mark.parametrize("name", [*READMES, "notebook"])
+def test_scripts_and_configs_of_the_commands_exist(name):
+    found = commands(documents()[name])
+    assert len(found) >= 4
+    for command in found:
+        if command[1] == "-m":
+            assert command[2] == "pytest"
+            continue
+        assert (ROOT / command[1]).is_file(), command
+        for word in command[2:]:
+            if word.startswith("config/"):
+                assert (ROOT / word).is_file(), command
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_readmes_training_command_is_valid(name, model_directory, dataset_directory, capfd):
+    import main
+
+    command = next(c for c in commands(documents()[name]) if "config/lora.yaml" in c)
+    words = [ROOT / word if word.startswith("config/") else word for word in command[2:]]
+    given = [f"model.path={model_directory}", f"dataset.args.path={dataset_directory}"]
+    kept = [w for w in map(str, words) if not w.startswith(("model.path=", "dataset.args.path="))]
+    sizes = ["sample.width=32", "sample.height=32"]
+    assert main.main([*kept, *given, *sizes, "--check"]) == 0
+    assert "optimizer steps" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_preprocess_commands_parse(name, capsys):
+    from preprocess import bucketing, latent
+
+    scripts = {"preprocess/bucketing.py": bucketing, "preprocess/latent.py": latent}
+    found = [c for c in commands(documents()[name]) if c[1] in scripts]
+    assert len(found) == 2
+    for command in found:
+        with pytest.raises(SystemExit) as stopped:  # --help, after the words before it were read
+            scripts[command[1]].main([*command[2:], "--help"])
+        assert stopped.value.code == 0
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", "config/README.md"])
+def test_local_links_lead_somewhere(name):
+    path = ROOT / name
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8"))
+    for target in targets:
+        assert (path.parent / target).exists(), target
+
+
+def test_both_readmes_show_the_same_commands():
+    texts = documents()
+    assert commands(texts["README.md"]) == commands(texts["README.ja.md"])
+
+
+def test_the_notebook_has_no_outputs():
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        assert cell.get("outputs", []) == []
+        assert cell.get("execution_count") is None
