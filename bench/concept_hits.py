@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -39,7 +40,7 @@ def concept_hits(
     lora: str,
     count: int = 60,
     style: str = "polaroid",
-    guidance_scale: float = 3.0,
+    guidance_scale: float = 3.5,
     num_inference_steps: int = 20,
     seed: int = 1000,
     width: int = 64,
@@ -76,22 +77,25 @@ def concept_hits(
         return hits / count
 
     before = rate(new), rate(old)
-    network = LoRA(targets=targets_of(lora))
+    network = LoRA(**arguments_of(lora))
     network.attach(base)
     network.load(Path(lora))
     return ConceptHits(before[0], rate(new), before[1], rate(old))
 
 
-def targets_of(lora: str) -> tuple[str, ...]:
-    """The targets that a LoRA was trained with, from its metadata."""
+def arguments_of(lora: str) -> dict[str, Any]:
+    """The targets and convolution rank that a LoRA was trained with, from its metadata."""
     import json
 
     from safetensors import safe_open
 
     with safe_open(lora, framework="pt") as file:
         metadata = file.metadata() or {}
-    arguments = json.loads(metadata.get("ss_network_args", "{}"))
-    return tuple(arguments.get("targets", "unet").split())
+    given = json.loads(metadata.get("ss_network_args", "{}"))
+    arguments: dict[str, Any] = {"targets": tuple(given.get("targets", "unet").split())}
+    if "conv_dim" in given:
+        arguments["conv_rank"] = int(given["conv_dim"])
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,8 +64,9 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
         return None
     accelerator = None if check else create_accelerator(config.train.mixed_precision)
     if accelerator is not None:
-        with accelerator.main_process_first():  # the others find the work done
+        if accelerator.is_main_process:
             _prepare(config)
+        accelerator.wait_for_everyone()
 
     torch.manual_seed(config.train.seed)
     train = config.train
@@ -82,7 +83,9 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
         action = partial(build_network, section, dataset, model)
         networks[name] = _explained(f"networks.{name}", action)
     groups = _explained("train", lambda: parameter_groups(config, model, trained_base, networks))
-    sampler = _explained("sample", lambda: build_sampler(config, model))
+    sampler = _explained("sample", lambda: build_sampler(config))
+    if hasattr(sampler, "check"):
+        _explained("sample", lambda: sampler.check(model))
     objective = _explained("objective", lambda: build_objective(config, model))
 
     batch_sampler = BucketBatchSampler(
@@ -161,6 +164,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
             collate_fn=collate,
             num_workers=config.dataset.num_workers,
+            persistent_workers=config.dataset.num_workers > 0,
             pin_memory=accelerator.device.type == "cuda",
         ),
         batch_sampler=batch_sampler,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 import warnings
-
-from tqdm import tqdm
 
 OUR_LOGGERS = ("modules", "networks", "preprocess", "tools")
 
@@ -15,6 +15,8 @@ class _TqdmHandler(logging.Handler):
     """Writes log lines above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # here: scripts that only print help don't need it
+
         tqdm.write(self.format(record))
 
 
@@ -26,6 +28,7 @@ class _PlainFormatter(logging.Formatter):
 
 def set_up_logging() -> None:
     """Show our own messages as plain lines; a second call changes nothing."""
+    survive_narrow_encodings()
     handler = _TqdmHandler()
     handler.setFormatter(_PlainFormatter("%(message)s"))
     for name in OUR_LOGGERS:
@@ -34,6 +37,13 @@ def set_up_logging() -> None:
             logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+def survive_narrow_encodings() -> None:
+    """Write what the terminal's encoding lacks (Windows, redirected) as escapes, not as errors."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet_libraries() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,16 +23,21 @@ _COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfl
 
 def create_accelerator(mixed_precision: str) -> Accelerator:
     """The accelerator of this process; one of an earlier run in the process is replaced."""
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import (
+        Accelerator,
+        DistributedDataParallelKwargs,
+        InitProcessGroupKwargs,
+    )
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
     ddp = DistributedDataParallelKwargs(find_unused_parameters=False)
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # others wait for `prepare`
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         # Said outright: without it, several CPU processes would each train alone.
         cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[ddp],
+        kwargs_handlers=[ddp, patience],
         step_scheduler_with_optimizer=False,
     )
     if not accelerator.is_main_process:

@@ -31,6 +31,8 @@ def idle_settings(config: Config) -> list[str]:
     if changed and given_everywhere and not config.model.trainable:
         lines.append("train.learning_rate has no effect: every network has its own")
     for name, network in config.networks.items():
+        if not network.train and network.resume is None:
+            lines.append(f"networks.{name} changes nothing with train: false and no resume")
         if network.learning_rate is not None and not network.train:
             lines.append(f"networks.{name}.learning_rate has no effect with train: false")
     return lines

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+
+from modules.files import write_atomically
 
 
 class Metrics:
@@ -15,11 +18,12 @@ class Metrics:
         self._picture = directory / "loss.png"
 
     def write(self, record: Mapping[str, float | int]) -> None:
-        """Add one record; it is on disk when this returns."""
+        """Add one record; a number that is not finite becomes null, which JSON has."""
+        finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
-    def read(self) -> list[dict[str, float]]:
+    def read(self) -> list[dict[str, float | None]]:
         """All records so far."""
         if not self._path.exists():
             return []
@@ -27,7 +31,7 @@ class Metrics:
 
     def plot(self) -> Path | None:
         """Draw the loss over the steps, as measured and smoothed; None without two points."""
-        points = [(r["step"], r["loss"]) for r in self.read() if "loss" in r]
+        points = [(r["step"], r["loss"]) for r in self.read() if r.get("loss") is not None]
         if len(points) < 2:
             return None
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -41,7 +45,7 @@ class Metrics:
         axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-        FigureCanvasAgg(figure).print_png(self._picture)
+        write_atomically(self._picture, FigureCanvasAgg(figure).print_png)
         return self._picture
 
 

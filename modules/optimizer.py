@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import Parameter
 
 from modules.models.base import matches
-
-if TYPE_CHECKING:
-    from modules.protocols import Network
 
 Rate = float | Mapping[str, float]
 
@@ -31,36 +28,41 @@ class ParameterGroup:
         return sum(parameter.numel() for parameter in self.parameters)
 
 
-def base_groups(
-    parameters: Mapping[str, Parameter], components: Iterable[str], rate: Rate
-) -> list[ParameterGroup]:
-    """Groups of the base model's trained parameters, one for each component."""
+def base_parameters(
+    parameters: Mapping[str, Parameter], components: Iterable[str]
+) -> dict[str, list[Parameter]]:
+    """Trained parameters of the base model by component."""
     by_component: dict[str, list[Parameter]] = {}
     for path, parameter in parameters.items():
         component = next(name for name in components if matches(path, name))
         by_component.setdefault(component, []).append(parameter)
-    return _groups(by_component, rate, prefix="", where="train.learning_rate")
+    return by_component
 
 
-def network_groups(name: str, network: Network, rate: Rate, *, where: str) -> list[ParameterGroup]:
-    """Groups of one network's parameters, one for each component it works on."""
-    return _groups(network.parameter_groups(), rate, prefix=f"{name}.", where=where)
-
-
-def _groups(
-    by_component: Mapping[str, Iterable[Parameter]], rate: Rate, *, prefix: str, where: str
+def make_groups(
+    by_component: Mapping[str, Iterable[Parameter]], rate: Rate, *, owner: str = "", where: str
 ) -> list[ParameterGroup]:
-    if isinstance(rate, Mapping):
-        for key in rate:
-            if not any(matches(component, key) for component in by_component):
-                raise ValueError(
-                    f"{where}.{key}: nothing of {key!r} is trained; trained: "
-                    f"{', '.join(by_component) or 'nothing'}"
-                )
+    """One group for each component; `owner` is the network's name, "" for the base."""
+    prefix = f"{owner}." if owner else ""
     return [
         ParameterGroup(prefix + component, list(parameters), _rate_of(component, rate, where))
         for component, parameters in by_component.items()
     ]
+
+
+def check_rates(rate: Rate, components: Iterable[str], *, where: str) -> None:
+    """Check that each name of a rate by component is of something that takes it.
+
+    Raises:
+        ValueError: a name is of nothing that is trained with this rate.
+    """
+    components = sorted(set(components))
+    for key in rate if isinstance(rate, Mapping) else ():
+        if not any(matches(component, key) for component in components):
+            raise ValueError(
+                f"{where}.{key}: nothing of {key!r} is trained with it; it is for "
+                f"{', '.join(components) or 'nothing'}"
+            )
 
 
 def _rate_of(component: str, rate: Rate, where: str) -> float:

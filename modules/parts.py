@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ from modules.component import accepts, argument_faults, build
 from modules.config import Config, NetworkConfig
 from modules.errors import ConfigError
 from modules.hardware import precision_fault
+from modules.hints import nearest
 from modules.models.base import DiffusionModel
-from modules.optimizer import ParameterGroup, as_optimizer_groups, base_groups, network_groups
+from modules.optimizer import (
+    ParameterGroup,
+    as_optimizer_groups,
+    base_parameters,
+    check_rates,
+    make_groups,
+)
 from modules.protocols import Network
 
 
@@ -43,9 +51,36 @@ def check_components(config: Config) -> None:
     precision = precision_fault(config.train.mixed_precision)
     if precision:
         faults.append(precision)
+    faults += _logger_faults(config)
+    if not faults:  # what only the classes themselves can judge: ranks, prompts, intervals
+        for name, network in config.networks.items():
+            faults += _trial(f"networks.{name}", partial(build, network.module, network.args))
+        faults += _trial("save", partial(build_saver, config))
+        faults += _trial("sample", partial(build_sampler, config))
     if faults:
         listed = "".join(f"\n  {fault}" for fault in faults)
         raise ConfigError(f"{config.save.name}: the config asks for what can't be done:{listed}")
+
+
+def _trial(where: str, action: Callable[[], Any]) -> list[str]:
+    """The fault that `action` finds, if any."""
+    try:
+        action()
+    except ValueError as error:
+        return [f"{where}: {error}"]
+    return []
+
+
+def _logger_faults(config: Config) -> list[str]:
+    if not config.loggers:
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    return [
+        f"loggers.{name}: there is no such logger{nearest(name, LOGGER_TYPE_TO_CLASS)}"
+        for name in config.loggers
+        if name not in LOGGER_TYPE_TO_CLASS
+    ]
 
 
 def build_dataset(config: Config) -> Any:
@@ -97,22 +132,25 @@ def parameter_groups(
     networks: Mapping[str, Network],
 ) -> list[ParameterGroup]:
     """What is trained, with its learning rates."""
-    default = config.train.learning_rate
-    groups: list[ParameterGroup] = []
-    trains_networks = any(section.train for section in config.networks.values())
-    if trained_base:
-        groups += base_groups(trained_base, model.components(), default)
-    elif isinstance(default, Mapping) and not trains_networks:
-        raise ValueError("learning_rate: names components, but nothing is trained")
+    shared, where = config.train.learning_rate, "train.learning_rate"
+    by_component = base_parameters(trained_base, model.components())
+    groups = make_groups(by_component, shared, where=where)
+    sharing = set(by_component)
     for name, network in networks.items():
         section = config.networks[name]
         if not section.train:
             continue
-        own = section.learning_rate
-        where = "learning_rate" if own is None else f"networks.{name}.learning_rate"
-        groups += network_groups(name, network, default if own is None else own, where=where)
+        own_components, own = network.parameter_groups(), section.learning_rate
+        if own is None:
+            groups += make_groups(own_components, shared, owner=name, where=where)
+            sharing |= set(own_components)
+        else:
+            own_where = f"networks.{name}.learning_rate"
+            check_rates(own, own_components, where=own_where)
+            groups += make_groups(own_components, own, owner=name, where=own_where)
+    check_rates(shared, sharing, where=where)
     if not any(group.parameters for group in groups):
-        raise ValueError("the networks have no parameters to train")
+        raise ValueError("networks: they have no parameters to train")
     return groups
 
 
@@ -141,16 +179,13 @@ def build_saver(config: Config) -> Any:
     return build(module, config.save.args, **given)
 
 
-def build_sampler(config: Config, model: DiffusionModel) -> Any:
-    """The sampler, checked against the model."""
+def build_sampler(config: Config) -> Any:
+    """The sampler, or one that draws nothing."""
     if config.sample is None:
         return NoSamples()
     module = config.sample.module
     given = {k: v for k, v in _sampler_arguments(config).items() if accepts(module, k)}
-    sampler = build(module, config.sample.args, **given)
-    if hasattr(sampler, "check"):
-        sampler.check(model)
-    return sampler
+    return build(module, config.sample.args, **given)
 
 
 class NoSaves:

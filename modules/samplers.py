@@ -50,7 +50,7 @@ class GridSampler:
     ):
         self.prompts = read_prompts(prompts) if isinstance(prompts, str) else prompts
         if not self.prompts:
-            raise ValueError(f"sample.prompts: {prompts} has no prompt in it")
+            raise ValueError(f"prompts: {prompts} has no prompt in it")
         self.negative_prompt = negative_prompt
         self.width, self.height = width, height
         self.num_inference_steps = num_inference_steps
@@ -66,7 +66,7 @@ class GridSampler:
         for name, side in (("width", self.width), ("height", self.height)):
             if side % model.size_multiple:
                 raise ValueError(
-                    f"sample.{name}: {side} is no multiple of {model.size_multiple}, which "
+                    f"{name}: {side} is no multiple of {model.size_multiple}, which "
                     "this model's images must be"
                 )
 
@@ -110,7 +110,10 @@ class GridSampler:
 
 def read_prompts(path: str) -> list[str]:
     """The lines of a text file, without empty ones and comments."""
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompts: {path} cannot be read as UTF-8 text ({error})") from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
@@ -171,7 +174,8 @@ def evaluation(model: Any, networks: Sequence[Any]) -> Iterator[None]:
     """Everything in eval mode, and back to what it was; random states are kept."""
     modules: list[nn.Module] = [*model.components().values(), *networks]
     training = [module.training for module in modules]
-    with torch.random.fork_rng():
+    device = next(model.denoiser.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             for module in modules:
                 module.eval()

@@ -33,10 +33,7 @@ def start_trackers(
 
     for name, given in loggers.items():
         arguments = dict(given or {})
-        tracker_class = LOGGER_TYPE_TO_CLASS.get(name)
-        if tracker_class is None:
-            logger.warning("loggers.%s: there is no such logger; metrics.jsonl has all", name)
-            continue
+        tracker_class = LOGGER_TYPE_TO_CLASS[name]
         project = arguments.pop("project", "sd-trainer")
         if name == "wandb":
             arguments = {"name": run_name, "dir": str(directory), **arguments}

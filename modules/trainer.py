@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from modules.batch import Batch, DenoiserInputs
+from modules.errors import RunError
 from modules.metrics import Metrics
 from modules.objectives import masked_mean
 from modules.optimizer import ParameterGroup
@@ -85,6 +87,8 @@ class Trainer:
         self._parameters = [p for group in self.groups for p in group.parameters]
         self._since_log: list[Mapping[str, Tensor | int]] = []
         self._logged_at = time.perf_counter()
+        self._rates: list[float] = lr_scheduler.get_last_lr()
+        self._bar = tqdm(disable=True)
         self._loss, self.optimizer = accelerator.prepare(_Loss(self), optimizer)
 
     @classmethod
@@ -139,18 +143,24 @@ class Trainer:
             metrics["grad_norm"] = self.accelerator.clip_grad_norm_(
                 self._parameters, self.max_grad_norm
             )
+        self._rates = self.lr_scheduler.get_last_lr()
         self.optimizer.step()
         self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return metrics
 
     def train(self) -> None:
-        """Train to `max_train_steps`."""
+        """Train to `max_train_steps`.
+
+        Raises:
+            RunError: the loss or a trained tensor is not finite.
+        """
         self.sampler.sample_if_due(self, last=False)
         self._logged_at = time.perf_counter()
         groups = self._groups()
         shown = self.accelerator.is_main_process
-        with tqdm(total=self.max_train_steps, desc="training", disable=not shown) as self._bar:
+        try:
+            self._bar = tqdm(total=self.max_train_steps, desc="training", disable=not shown)
             while self.step < self.max_train_steps:
                 self.step += 1
                 last = self.step == self.max_train_steps
@@ -161,14 +171,17 @@ class Trainer:
                 self.saver.save_if_due(self, last=last)
                 self.sampler.sample_if_due(self, last=last)
                 self._bar.update()
-        self.metrics.plot()
-        self.accelerator.end_training()
+        finally:
+            self._bar.close()
+            if shown:
+                self.metrics.plot()
+            self.accelerator.end_training()
         logger.info("done: %s", self.directory)
 
     def log(self, metrics: Mapping[str, Tensor | int], *, last: bool) -> None:
         """Keep a step's metrics; every `log_every` steps write their means (one device sync)."""
         self._since_log.append(metrics)
-        if not (last or self.step % self.log_every == 0):
+        if not (last or self.step == 1 or self.step % self.log_every == 0):
             return
         count = len(self._since_log)
         means = {
@@ -184,12 +197,17 @@ class Trainer:
         self._since_log.clear()
         if not self.accelerator.is_main_process:
             return
-        rates = zip(self.groups, self.lr_scheduler.get_last_lr(), strict=True)
+        rates = zip(self.groups, self._rates, strict=True)
         record |= {f"learning_rate/{group.name}": rate for group, rate in rates}
         record |= {"seconds_per_step": seconds / count, "images_per_second": images / seconds}
         self.metrics.write({"step": self.step, "epoch": self.epoch, **record})
         self.accelerator.log(record, step=self.step)
         self._bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
+        if not math.isfinite(record["loss"]) and self.accelerator.scaler is None:
+            raise RunError(
+                f"step {self.step}: the loss is {record['loss']}; training stops, what was saved "
+                "before stays. Lower the learning rate, or check the images of the dataset"
+            )
 
     def log_images(self, key: str, images: Sequence[Any], captions: Sequence[str]) -> None:
         """Send pictures to the trackers that show pictures."""
@@ -235,7 +253,7 @@ class _Loss(nn.Module):
         super().__init__()
         components = trainer.model.components()
         self.components = nn.ModuleList(components.values())
-        self.networks = nn.ModuleDict(trainer.networks)  # type: ignore[arg-type]
+        self.networks = nn.ModuleList(trainer.networks.values())  # type: ignore[arg-type]
         self._compute = trainer.loss
 
     def forward(self, batch: Batch) -> Tensor:

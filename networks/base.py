@@ -43,6 +43,8 @@ class Adapter(nn.Module):
 
     def __init__(self, *, targets: Sequence[str] = ("unet",), multiplier: float = 1.0):
         super().__init__()
+        if not targets:
+            raise ValueError("targets: is empty; name parts of the model, such as [unet]")
         self.targets = tuple(targets)
         self.multiplier = multiplier
         self.layers = nn.ModuleDict()  # by their name in files

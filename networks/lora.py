@@ -6,8 +6,10 @@ initialisation are those of kohya-ss/sd-scripts and KohakuBlueleaf/LyCORIS.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 
 from networks.base import Adapter, AdapterLayer
 from networks.keys import network_metadata
+
+logger = logging.getLogger(__name__)
 
 
 class LoRA(Adapter):
@@ -64,6 +68,23 @@ class LoRA(Adapter):
         layer.load_state_dict({"alpha": torch.tensor(alpha), **tensors})
         return layer
 
+    def load(self, path: Path) -> None:
+        super().load(path)
+        linear = [layer for layer in self._lora_layers() if not layer.is_spatial]
+        spatial = [layer for layer in self._lora_layers() if layer.is_spatial]
+        found: dict[str, Any] = {}
+        if linear:
+            found |= {"rank": linear[0].rank, "alpha": float(linear[0].alpha)}
+        if spatial:
+            found |= {"conv_rank": spatial[0].rank, "conv_alpha": float(spatial[0].alpha)}
+        for name, value in found.items():
+            if getattr(self, name) != value:
+                logger.warning("%s: has %s %g, which is taken", path, name, value)
+                setattr(self, name, value)
+
+    def _lora_layers(self) -> list[LoRALayer]:
+        return [layer for layer in self.layers.values() if isinstance(layer, LoRALayer)]
+
     def describe(self, model: Any) -> dict[str, str]:
         args = {"targets": " ".join(self.targets)}
         if self.conv_rank is not None:
@@ -104,6 +125,8 @@ class LoRALayer(AdapterLayer):
             raise TypeError(f"LoRA adapts Linear and Conv2d layers, not {type(base).__name__}")
         nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_up.weight)
+        self.rank = rank
+        self.is_spatial = _kernel_size(base) != (1, 1)
         self.scale = alpha / rank
         self.register_buffer("alpha", torch.tensor(alpha))
 

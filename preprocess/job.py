@@ -13,6 +13,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from modules.console import survive_narrow_encodings
+
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 
@@ -25,6 +27,7 @@ def run_command(job: Callable[[], tuple[str, Sequence[str]]]) -> int:
     Returns the exit status: 0, 1 if something failed, 2 for wrong arguments, 130 for Ctrl-C.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    survive_narrow_encodings()
     try:
         summary, failed = job()
     except ValueError as error:

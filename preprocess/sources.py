@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modules.captions import find_caption
+from modules.captions import CAPTION_SUFFIXES, find_caption
 from modules.files import write_atomically
 from modules.images import image_files
 
@@ -71,6 +71,9 @@ def copy_caption(task: Task, *, source: Path, target: Path) -> None:
     copy = target / "captions" / f"{task.name}{caption.suffix}"
     if not copy.exists() or copy.stat().st_mtime_ns < caption.stat().st_mtime_ns:
         write_atomically(copy, caption.read_bytes())
+        for suffix in CAPTION_SUFFIXES:  # a caption that the new one replaces would win otherwise
+            if suffix != caption.suffix:
+                copy.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def stamp(path: Path) -> dict[str, int]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from modules.models.pieces import load_vae
 
-_WEIGHTS = (".safetensors", ".bin")
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -95,38 +94,6 @@ def load_encoder(path: str, *, device: str | None, dtype: str) -> VAEEncoder:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: {device!r} can't be used ({reason})") from error
     return VAEEncoder(load_vae(path), device=place, dtype=dtype)
-
-
-def load_vae(path: str) -> Any:
-    """Load an AutoencoderKL in float32: from a VAE's directory, a model's, or the hub.
-
-    Raises:
-        ValueError: `path` holds no VAE.
-    """
-    # Its message about missing CUDA kernels is nothing that a person could act on here.
-    logging.getLogger("xformers").setLevel(logging.ERROR)
-    from diffusers import AutoencoderKL
-
-    folder = Path(path)
-    if folder.exists():
-        folder = folder / "vae" if (folder / "vae").is_dir() else folder
-        if not (folder / "config.json").is_file() or (folder / "model_index.json").is_file():
-            raise ValueError(f"{path}: is neither a diffusers model with a VAE nor a VAE's folder")
-        weights = [file.name for file in folder.iterdir() if file.suffix in _WEIGHTS]
-        variant = "fp16" if weights and all(".fp16." in name for name in weights) else None
-        sources = [(str(folder), "")]
-    elif path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        variant, sources = None, [(path, "vae"), (path, "")]  # an id of the hub
-    else:
-        raise ValueError(f"{path}: no such directory")
-    for source, subfolder in sources:
-        try:
-            return AutoencoderKL.from_pretrained(
-                source, subfolder=subfolder, variant=variant, dtype=torch.float32
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-    raise ValueError(f"{path}: the VAE can't be loaded ({reason})")
 
 
 def _hash_weights(vae: Any) -> str:

@@ -129,4 +129,4 @@ def test_a_run_that_cannot_go_on_says_why_and_returns_1(write_config, capsys, mo
     monkeypatch.setattr(Trainer, "train_step", blow_up)
     path = write_config(networks={"lora": {"module": "networks.lora.LoRA"}})
     assert main.main([str(path)]) == 1
-    assert "trained tensors are not finite, first lora." in capsys.readouterr().err
+    assert "step 1: the loss is nan; training stops" in capsys.readouterr().err

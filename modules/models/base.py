@@ -192,8 +192,14 @@ class DiffusionModel:
                     found[path] = layer
                     used |= hits
         for pattern in patterns:
-            if pattern not in used:
-                raise ValueError(no_match(pattern, self.module_paths()))
+            if pattern in used:
+                continue
+            if any(matches(path, pattern) for path in self.module_paths()):
+                raise ValueError(
+                    f"{pattern!r} has no layer that this network adapts by default; name a single "
+                    "layer in full" + ("" if conv else ", or set conv_rank for convolution blocks")
+                )
+            raise ValueError(no_match(pattern, self.module_paths()))
         return found
 
     def _covered_paths(self, component: str, module: nn.Module, *, conv: bool) -> Iterator[str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from modules.batch import Batch
-from modules.models import find_directory
 from modules.models.base import DiffusionModel, TextEncoder
+from modules.models.pieces import check_pieces, load_piece, load_vae, save_piece, write_json
 from modules.models.portable import save_text_encoder, save_tokenizer
 
 
@@ -22,6 +23,7 @@ class StableDiffusion(DiffusionModel):
         "text_encoders": ("CLIPAttention", "CLIPMLP"),
     }
     conv_targets: ClassVar = {"unet": ("ResnetBlock2D", "Downsample2D", "Upsample2D")}
+    pieces: ClassVar = ("unet", "text_encoder", "tokenizer", "scheduler", "vae")
     component_prefixes: ClassVar = {"unet": "lora_unet", "text_encoders.0": "lora_te"}
 
     def __init__(
@@ -39,55 +41,60 @@ class StableDiffusion(DiffusionModel):
         self.vae = vae
         self.scheduler = scheduler
         self.path = path
+        self._originals: Mapping[str, Callable[..., Any]] = {}
+        self._scheduler_config: dict[str, Any] | None = None
         self._check()
 
     @classmethod
     def from_pretrained(
         cls, directory: Path, *, path: str, vae: str | None, weights: bool
     ) -> StableDiffusion:
-        vae_directory = find_directory(vae) if vae else directory
-        vae_subfolder = "vae" if (vae_directory / "vae").is_dir() else None
-        text_directory = directory / "text_encoder"
-        if weights:
-            unet = _load(UNet2DConditionModel, directory, "unet")
-            encoder = _load(CLIPTextModel, directory, "text_encoder")
-            autoencoder = _load(AutoencoderKL, vae_directory, vae_subfolder)
-        else:
-            with torch.device("meta"):
-                unet = _from_config(UNet2DConditionModel, directory, "unet")
-                encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(text_directory))
-                autoencoder = _from_config(AutoencoderKL, vae_directory, vae_subfolder)
-        return cls(
-            unet=unet,
-            text_encoder=encoder,
-            tokenizer=CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer"),
-            vae=autoencoder,
-            scheduler=DDPMScheduler.from_pretrained(directory, subfolder="scheduler"),
+        check_pieces(directory, cls.pieces if vae is None else cls.pieces[:-1])
+        loaders = {
+            "unet": partial(load_piece, UNet2DConditionModel, directory / "unet"),
+            "text_encoder": partial(load_piece, CLIPTextModel, directory / "text_encoder"),
+            "vae": partial(load_vae, vae or str(directory / "vae")),
+        }
+        model = cls(
+            **{name: loader(weights=weights) for name, loader in loaders.items()},
+            tokenizer=CLIPTokenizer.from_pretrained(directory / "tokenizer"),
+            scheduler=DDPMScheduler.from_pretrained(directory / "scheduler"),
             path=path,
         )
+        model._originals = loaders
+        model._scheduler_config = DDPMScheduler.load_config(directory / "scheduler")
+        return model
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
-        from diffusers import StableDiffusionPipeline
-
         encoder = self.text_encoders[0]
-        for name, component in (("unet", self.denoiser), ("vae", self.vae)):
-            save_component(component, directory / name, dtype)
-        save_text_encoder(encoder.module, directory / "text_encoder", dtype)
+        save_piece(self._as_trained("unet", self.denoiser), directory / "unet", dtype)
+        save_piece(self._as_trained("vae", self.vae), directory / "vae", dtype)
+        module = self._as_trained("text_encoder", encoder.module)
+        save_text_encoder(module, directory / "text_encoder", dtype)
         save_tokenizer(encoder.tokenizer, directory / "tokenizer")
-        self.scheduler.save_pretrained(directory / "scheduler")
+        scheduler = self._scheduler_config or dict(self.scheduler.config)
+        write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
         index = {
-            "_class_name": StableDiffusionPipeline.__name__,
+            "_class_name": "StableDiffusionPipeline",
             "feature_extractor": [None, None],
             "safety_checker": [None, None],
-            "scheduler": ["diffusers", type(self.scheduler).__name__],
+            "scheduler": ["diffusers", scheduler.get("_class_name", "DDPMScheduler")],
             "text_encoder": ["transformers", type(encoder.module).__name__],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", type(self.denoiser).__name__],
             "vae": ["diffusers", type(self.vae).__name__],
             "requires_safety_checker": False,
         }
-        text = json.dumps(index, indent=2)
-        (directory / "model_index.json").write_text(text + "\n", encoding="utf-8")
+        write_json(directory / "model_index.json", index)
+
+    def _as_trained(self, name: str, piece: Any) -> Any:
+        """A piece as it should be saved.
+
+        One that was not trained is read again, since the one in memory may have been rounded to
+        the precision of the computation.
+        """
+        trained = any(parameter.requires_grad for parameter in piece.parameters())
+        return piece if trained or name not in self._originals else self._originals[name]()
 
     def encode_prompts(self, batch: Batch) -> dict[str, Any]:
         encoder = self.text_encoders[0]
@@ -114,47 +121,16 @@ class StableDiffusion(DiffusionModel):
                 f"{self.path}: the UNet takes {channels} channels, the VAE gives {latent}; "
                 "check model.vae"
             )
-        width = self.text_encoders[0].module.config.hidden_size
+        encoder = self.text_encoders[0]
+        words, tokens = encoder.module.config.vocab_size, len(encoder.tokenizer)
+        if tokens != words:
+            raise ValueError(
+                f"{self.path}: the tokenizer has {tokens} tokens, the text encoder {words}; "
+                "the tokenizer's files are not this model's"
+            )
+        width = encoder.module.config.hidden_size
         wanted = self.denoiser.config.cross_attention_dim
         if width != wanted:
             raise ValueError(
                 f"{self.path}: the text encoder's width is {width}, the UNet wants {wanted}"
             )
-
-
-def save_component(component: Any, directory: Path, dtype: torch.dtype) -> None:
-    """Write a diffusers model in `dtype` without changing the one in memory."""
-    from safetensors.torch import save_file
-
-    directory.mkdir(parents=True, exist_ok=True)
-    component.save_config(directory)
-    tensors = {
-        key: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype)
-        for key, value in component.state_dict().items()
-    }
-    tensors = {key: value.contiguous() for key, value in tensors.items()}
-    path = directory / "diffusion_pytorch_model.safetensors"
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def _from_config(cls: Any, directory: Path, subfolder: str | None) -> Any:
-    return cls.from_config(cls.load_config(directory, subfolder=subfolder))
-
-
-def _load(cls: Any, directory: Path, subfolder: str | None) -> Any:
-    """Load a piece in float32 (see `variant`: some directories hold fp16 files only)."""
-    folder = directory / (subfolder or "")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: has no config.json; the model directory is incomplete")
-    weights = [f.name for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")]
-    plain = [name for name in weights if ".fp16." not in name]
-    if not weights:
-        raise ValueError(f"{folder}: has no weights (.safetensors or .bin)")
-    return cls.from_pretrained(
-        directory,
-        subfolder=subfolder or "",
-        dtype=torch.float32,
-        variant=None if plain else "fp16",
-        use_safetensors=None,
-        local_files_only=True,
-    )

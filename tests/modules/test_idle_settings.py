@@ -34,14 +34,26 @@ LORA = {"module": "networks.lora.LoRA"}
             "train.learning_rate has no effect: every network has its own",
         ),
         (
-            {"networks": {"a": {**LORA, "learning_rate": 1e-5, "train": False}, "b": LORA}},
-            "networks.a.learning_rate has no effect with train: false",
+            {"networks": {"a": {**LORA, "train": False}, "b": LORA}},
+            "networks.a changes nothing with train: false and no resume",
         ),
     ],
 )
 def test_a_setting_without_effect_is_named(write_config, sections, line):
     path = write_config(**{"networks": {"a": LORA}, **sections})
     assert idle_settings(load(path)) == [line]
+
+
+def test_a_frozen_network_has_no_learning_rate(write_config, tmp_path):
+    (tmp_path / "a.safetensors").touch()
+    frozen = {
+        **LORA,
+        "learning_rate": 1e-5,
+        "train": False,
+        "resume": str(tmp_path / "a.safetensors"),
+    }
+    lines = idle_settings(load(write_config(networks={"a": frozen, "b": LORA})))
+    assert lines == ["networks.a.learning_rate has no effect with train: false"]
 
 
 def test_a_config_whose_settings_all_count_is_quiet(write_config):

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from modules.optimizer import as_optimizer_groups, base_groups, learning_rate_schedule
+from modules.optimizer import (
+    as_optimizer_groups,
+    base_parameters,
+    check_rates,
+    learning_rate_schedule,
+    make_groups,
+)
 
 COMPONENTS = ("unet", "text_encoders.0", "text_encoders.1")
 
@@ -19,8 +25,12 @@ def parameters() -> dict[str, Parameter]:
     }
 
 
+def base_groups(rate):
+    return make_groups(base_parameters(parameters(), COMPONENTS), rate, where="train.learning_rate")
+
+
 def test_one_rate_for_all():
-    groups = base_groups(parameters(), COMPONENTS, 1e-4)
+    groups = base_groups(1e-4)
     assert [(g.name, g.count, g.learning_rate) for g in groups] == [
         ("unet", 6, 1e-4),
         ("text_encoders.0", 4, 1e-4),
@@ -31,17 +41,20 @@ def test_one_rate_for_all():
 
 def test_the_longest_name_wins():
     rates = {"unet": 1e-4, "text_encoders": 5e-5, "text_encoders.1": 1e-5}
-    groups = base_groups(parameters(), COMPONENTS, rates)
+    groups = base_groups(rates)
     assert [g.learning_rate for g in groups] == [1e-4, 5e-5, 1e-5]
 
 
 def test_rates_must_fit_what_is_trained():
+    where = "train.learning_rate"
+    with pytest.raises(ValueError, match=r"learning_rate: has no rate for 'text_encoders\.0'"):
+        base_groups({"unet": 1e-4})
+    check_rates({"unet": 1e-4, "text_encoders": 1e-4}, COMPONENTS, where=where)
+    check_rates(1e-4, (), where=where)
     with pytest.raises(
-        ValueError, match=r"train\.learning_rate: has no rate for 'text_encoders\.0'"
+        ValueError, match=r"learning_rate\.vae: nothing of 'vae' is trained with it"
     ):
-        base_groups(parameters(), COMPONENTS, {"unet": 1e-4})
-    with pytest.raises(ValueError, match=r"learning_rate\.vae: nothing of 'vae' is trained"):
-        base_groups(parameters(), COMPONENTS, {"unet": 1e-4, "text_encoders": 1e-4, "vae": 1.0})
+        check_rates({"unet": 1e-4, "vae": 1.0}, COMPONENTS, where=where)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modules.config import load
+from modules.errors import ConfigError
 from modules.trainer import Trainer
 
 LORA = {"lora": {"module": "networks.lora.LoRA", "args": {"rank": 2}}}
@@ -42,11 +43,19 @@ def test_wandb_logs_offline_without_a_key(write_config, monkeypatch, capfd):
     assert len(pictures) == 4
 
 
-def test_an_unknown_logger_is_said_and_training_goes_on(write_config, capfd):
+def test_an_unknown_logger_is_named_before_the_model_is_loaded(write_config):
+    path = write_config(networks=LORA, loggers={"tensorbord": None})
+    message = r"loggers\.tensorbord: there is no such logger; did you mean 'tensorboard'\?"
+    with pytest.raises(ConfigError, match=message):
+        Trainer.from_config(load(path))
+
+
+def test_a_tracker_that_fails_does_not_cost_the_run(write_config, capfd):
     from modules.console import set_up_logging
 
     set_up_logging()
-    trainer = Trainer.from_config(load(write_config(networks=LORA, loggers={"wandbb": None})))
+    path = write_config(networks=LORA, loggers={"tensorboard": {"no_such_argument": 1}})
+    trainer = Trainer.from_config(load(path))
     trainer.train()
-    assert "loggers.wandbb: there is no such logger" in capfd.readouterr().out
+    assert "warning: loggers.tensorboard: not started" in capfd.readouterr().out
     assert len(trainer.metrics.read()) == 2

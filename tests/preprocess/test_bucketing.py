@@ -270,3 +270,17 @@ def test_worker_processes_from_another_directory(source, tmp_path):
     for name in files(in_process / "images"):
         images = [target / "images" / name for target in (in_process, tmp_path / "dataset")]
         assert images[0].read_bytes() == images[1].read_bytes()
+
+
+def test_a_caption_of_another_kind_replaces_the_old_one(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "dataset"
+    source.mkdir()
+    Image.new("RGB", (64, 64), "red").save(source / "a.png")
+    options = {"resolution": 64, "min_length": 64, "max_length": 64}
+    (source / "a.caption").write_text("old", encoding="utf-8")
+    bucketing(directory=source, output=target, **options)
+    (source / "a.caption").unlink()
+    (source / "a.txt").write_text("new", encoding="utf-8")
+    bucketing(directory=source, output=target, **options)
+    found = {path.name: path.read_text() for path in (target / "captions").iterdir()}
+    assert found == {"a.txt": "new"}

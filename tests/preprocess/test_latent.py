@@ -11,8 +11,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from modules.dataset import LatentDataset
+from modules.models.pieces import load_vae
 from preprocess.latent import latent, main
-from preprocess.vae_encoder import VAEEncoder, load_vae
+from preprocess.vae_encoder import VAEEncoder
 
 ROOT = Path(__file__).parents[2]
 

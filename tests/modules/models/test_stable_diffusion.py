@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -15,6 +16,7 @@ from modules import models
 from modules.batch import Batch, DenoiserInputs
 from modules.objectives import Epsilon, VPrediction
 
+TINY_SD = Path(__file__).parents[3] / "assets" / "tiny-sd"
 CAPTIONS = ["a red cat", "a blue dog on the mat"]
 
 
@@ -141,3 +143,82 @@ def test_patterns_choose_parameters(model_directory):
     assert len(both) == sum(len(list(m.parameters())) for m in model.components().values())
     with pytest.raises(ValueError, match=r"'unet.up_block' matches no module; there: .*up_blocks"):
         model.parameters_matching(["unet.up_blocks", "unet.up_block"])
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("tokenizer", "it has no tokenizer/tokenizer.json or vocab.json"),
+        ("text_encoder", "it has no text_encoder/config.json"),
+        ("scheduler", "it has no scheduler/scheduler_config.json"),
+        ("unet", "it has no unet/config.json"),
+        ("vae", "it has no vae/config.json"),
+    ],
+)
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_missing_piece_is_named(tmp_path, model_directory, gone, message, weights):
+    directory = tmp_path / "part"
+    shutil.copytree(model_directory, directory)
+    shutil.rmtree(directory / gone)
+    with pytest.raises(ValueError, match=f"the model is incomplete, {message}"):
+        models.load(str(directory), weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[]", "names no _class_name"), ("{", "is not a JSON file")]
+)
+def test_an_index_that_is_none_is_named(tmp_path, text, message):
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        models.load(str(tmp_path))
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path, model_directory):
+    directory = tmp_path / "mixed"
+    shutil.copytree(model_directory, directory)
+    shutil.rmtree(directory / "tokenizer")
+    shutil.copytree(TINY_SD / "tokenizer", directory / "tokenizer")
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, the text encoder \d+"):
+        models.load(str(directory), weights=False)
+
+
+def test_weights_that_cannot_be_read_are_named(tmp_path, model_directory):
+    directory = tmp_path / "torn"
+    shutil.copytree(model_directory, directory)
+    path = directory / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="unet: the weights can't be read"):
+        models.load(str(directory))
+
+
+def test_what_was_not_trained_is_saved_as_it_was(tmp_path, model_directory):
+    model = models.load(str(model_directory))
+    model.text_encoders[0].module.requires_grad_(False).to(torch.bfloat16)
+    model.vae.requires_grad_(False).to(torch.bfloat16)
+    with torch.no_grad():
+        model.denoiser.conv_in.weight += 1
+    model.save_pretrained(tmp_path / "saved", dtype=torch.float32)
+    for folder, file in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        a, b = (
+            load_file(d / folder / f"{file}.safetensors")
+            for d in (model_directory, tmp_path / "saved")
+        )
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    saved = load_file(tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(saved["conv_in.weight"], model.denoiser.conv_in.weight)
+
+
+def test_a_saved_model_keeps_its_scheduler(tmp_path, model_directory):
+    directory = tmp_path / "pndm"
+    shutil.copytree(model_directory, directory)
+    path = directory / "scheduler" / "scheduler_config.json"
+    config = {
+        **json.loads(path.read_text()),
+        "_class_name": "PNDMScheduler",
+        "skip_prk_steps": True,
+    }
+    path.write_text(json.dumps(config))
+    models.load(str(directory)).save_pretrained(tmp_path / "saved", dtype=torch.float16)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", local_files_only=True)
+    assert type(pipeline.scheduler).__name__ == "PNDMScheduler"
+    assert pipeline.scheduler.config.skip_prk_steps is True
