@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -40,12 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer = Trainer.from_config(config, check=options.check)
         if not options.check:
             trainer.train()
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 1
+    except (ConfigError, RunError) as error:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(error, file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -83,7 +83,7 @@ def concept_hits(
     return ConceptHits(before[0], rate(new), before[1], rate(old))
 
 
-def arguments_of(lora: str) -> dict[str, Any]:
+def arguments_of(lora: str | Path) -> dict[str, Any]:
     """The targets and convolution rank that a LoRA was trained with, from its metadata."""
     import json
 

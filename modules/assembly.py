@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
 
-from modules.batch import collate
 from modules.buckets import BucketBatchSampler
 from modules.component import build
 from modules.config import Config, to_yaml
 from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.errors import ConfigError
+from modules.files import write_atomically
 from modules.hardware import warn_of_cpu_build
 from modules.idle_settings import idle_settings
+from modules.loading import make_loader
 from modules.models import load
-from modules.optimizer import learning_rate_schedule
+from modules.models.base import DiffusionModel
+from modules.optimizer import ParameterGroup
 from modules.parts import (
     NoSamples,
     NoSaves,
@@ -30,13 +32,15 @@ from modules.parts import (
     build_optimizer,
     build_sampler,
     build_saver,
+    build_schedule,
     check_components,
     parameter_groups,
     select_trained,
 )
 from modules.plan import Plan
+from modules.protocols import Network
 from modules.run_folder import create_run_folder, next_run_folder
-from modules.schedule import total_steps, warmup_steps
+from modules.schedule import total_steps
 from modules.trackers import start_trackers
 from modules.trainer import Trainer
 
@@ -46,6 +50,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a run works on, loaded and frozen as the config says."""
+
+    dataset: Any
+    model: DiffusionModel
+    trained_base: Mapping[str, torch.nn.Parameter]
+    networks: Mapping[str, Network]
+    groups: list[ParameterGroup]
+    objective: Any
+    sampler: Any
 
 
 def assemble(config: Config, *, check: bool = False) -> Trainer | None:
@@ -58,126 +75,136 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     for line in idle_settings(config):
         logger.warning("%s", line)
     warn_of_cpu_build()
-    if check and config.prepare and not _is_prepared(config):
+    if not check:
+        return _assemble_run(config, create_accelerator(config.train.mixed_precision))
+    if config.prepare and not _is_prepared(config):
         listed = "".join(f"\n  {step.module}" for step in config.prepare)
         logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
         return None
-    accelerator = None if check else create_accelerator(config.train.mixed_precision)
-    if accelerator is not None:
-        if accelerator.is_main_process:
-            _prepare(config)
-        accelerator.wait_for_everyone()
+    parts = _load_parts(config, weights=False)
+    plan = _make_plan(config, parts, _batch_sampler(config, parts.dataset, rank=0, world_size=1))
+    plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
+    return None
 
-    torch.manual_seed(config.train.seed)
-    train = config.train
-    dataset = _explained("dataset", lambda: build_dataset(config))
-    model = _explained(
-        "model", lambda: load(config.model.path, vae=config.model.vae, weights=not check)
-    )
-    if hasattr(dataset, "check_latent_shapes"):
-        scale, channels = model.vae_scale_factor, model.latent_channels
-        _explained("dataset", lambda: dataset.check_latent_shapes(scale, channels))
-    trained_base = _explained("model.trainable", lambda: select_trained(config, model))
-    networks = {}
-    for name, section in config.networks.items():
-        action = partial(build_network, section, dataset, model)
-        networks[name] = _explained(f"networks.{name}", action)
-    groups = _explained("train", lambda: parameter_groups(config, model, trained_base, networks))
-    sampler = _explained("sample", lambda: build_sampler(config))
-    if hasattr(sampler, "check"):
-        _explained("sample", lambda: sampler.check(model))
-    objective = _explained("objective", lambda: build_objective(config, model))
 
-    batch_sampler = BucketBatchSampler(
-        dataset.buckets,
-        batch_size=train.batch_size,
-        shuffle=config.dataset.shuffle,
-        seed=train.seed,
-        rank=accelerator.process_index if accelerator else 0,
-        world_size=accelerator.num_processes if accelerator else 1,
+def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
+    train, is_main = config.train, accelerator.is_main_process
+    if is_main:
+        _prepare(config)
+    accelerator.wait_for_everyone()
+    parts = _load_parts(config, weights=True)
+    batch_sampler = _batch_sampler(
+        config, parts.dataset, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
-    steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
-    steps = total_steps(
-        max_train_steps=train.max_train_steps,
-        max_train_epochs=train.max_train_epochs,
-        steps_per_epoch=steps_per_epoch,
-    )
-    name, parent = str(config.save.name), Path(config.save.directory)
-    plan = Plan(
-        model=model,
-        groups=groups,
-        dataset=dataset,
-        batches=len(batch_sampler),
-        batch_size=train.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        steps_per_epoch=steps_per_epoch,
-        max_train_steps=steps,
-    )
-    if accelerator is None:
-        plan.show(next_run_folder(parent, name))
-        return None
-
+    plan = _make_plan(config, parts, batch_sampler)
     prepare_modules(
-        model,
-        networks,
+        parts.model,
+        parts.networks,
         device=accelerator.device,
         mixed_precision=train.mixed_precision,
         gradient_checkpointing=train.gradient_checkpointing,
     )
-    set_attention(model, train.attention)
-    optimizer = _explained("optimizer", lambda: build_optimizer(config, groups))
-    schedule = config.lr_scheduler
-    lr_scheduler = learning_rate_schedule(
-        optimizer,
-        name=schedule.name,
-        warmup_steps=warmup_steps(
-            steps=schedule.warmup_steps, ratio=schedule.warmup_ratio, total=steps
-        ),
-        total_steps=steps,
-        num_cycles=schedule.num_cycles,
-        power=schedule.power,
-    )
+    set_attention(parts.model, train.attention)
+    optimizer = _explained("optimizer", lambda: build_optimizer(config, parts.groups))
     saver = _explained("save", lambda: build_saver(config))
-
-    directory = _explained("save", lambda: _shared_run_folder(accelerator, parent, name))
-    if accelerator.is_main_process:
+    directory = _explained("", lambda: _shared_run_folder(config, accelerator))
+    if is_main:
         plan.show(directory)
-        (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        settings = to_yaml(config)
+        write_atomically(directory / "config.yaml", settings)
         start_trackers(
             accelerator,
             config.loggers,
             directory=directory,
             run_name=directory.name,
-            settings=to_yaml(config),
+            settings=settings,
         )
     torch.manual_seed(train.seed + accelerator.process_index)
     return Trainer(
-        name=name,
+        name=str(config.save.name),
         directory=directory,
-        model=model,
-        networks=networks,
-        trained_base=trained_base,
-        groups=groups,
-        objective=objective,
-        loader=DataLoader(
-            dataset,
-            batch_sampler=batch_sampler,  # type: ignore[arg-type]
-            collate_fn=collate,
+        model=parts.model,
+        networks=parts.networks,
+        trained_base=parts.trained_base,
+        groups=parts.groups,
+        objective=parts.objective,
+        loader=make_loader(
+            parts.dataset,
+            batch_sampler,
             num_workers=config.dataset.num_workers,
-            persistent_workers=config.dataset.num_workers > 0,
             pin_memory=accelerator.device.type == "cuda",
         ),
         batch_sampler=batch_sampler,
         optimizer=optimizer,
-        lr_scheduler=lr_scheduler,
+        lr_scheduler=build_schedule(config.lr_scheduler, optimizer, total=plan.max_train_steps),
         accelerator=accelerator,
-        saver=saver if accelerator.is_main_process else NoSaves(),
-        sampler=sampler if accelerator.is_main_process else NoSamples(),
-        max_train_steps=steps,
-        steps_per_epoch=steps_per_epoch,
+        saver=saver if is_main else NoSaves(),
+        sampler=parts.sampler if is_main else NoSamples(),
+        max_train_steps=plan.max_train_steps,
+        steps_per_epoch=plan.steps_per_epoch,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         max_grad_norm=train.max_grad_norm,
         log_every=train.log_every,
+    )
+
+
+def _load_parts(config: Config, *, weights: bool) -> _Parts:
+    """Data first, then the model, then what is attached to it."""
+    torch.manual_seed(config.train.seed)
+    dataset = _explained("dataset", lambda: build_dataset(config))
+    section = config.model
+    model = _explained("model", lambda: load(section.path, vae=section.vae, weights=weights))
+    if hasattr(dataset, "check_latent_shapes"):
+        scale, channels = model.vae_scale_factor, model.latent_channels
+        _explained("dataset", lambda: dataset.check_latent_shapes(scale, channels))
+    trained_base = _explained("model.trainable", lambda: select_trained(config, model))
+    networks = {}
+    for name, network in config.networks.items():
+        action = partial(build_network, network, dataset, model)
+        networks[name] = _explained(f"networks.{name}", action)
+    sampler = _explained("sample", lambda: build_sampler(config))
+    if hasattr(sampler, "check"):
+        _explained("sample", lambda: sampler.check(model))
+    return _Parts(
+        dataset=dataset,
+        model=model,
+        trained_base=trained_base,
+        networks=networks,
+        groups=_explained("", lambda: parameter_groups(config, model, trained_base, networks)),
+        objective=_explained("objective", lambda: build_objective(config, model)),
+        sampler=sampler,
+    )
+
+
+def _batch_sampler(
+    config: Config, dataset: Any, *, rank: int, world_size: int
+) -> BucketBatchSampler:
+    return BucketBatchSampler(
+        dataset.buckets,
+        batch_size=config.train.batch_size,
+        shuffle=config.dataset.shuffle,
+        seed=config.train.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def _make_plan(config: Config, parts: _Parts, batch_sampler: BucketBatchSampler) -> Plan:
+    train = config.train
+    steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
+    return Plan(
+        model=parts.model,
+        groups=parts.groups,
+        dataset=parts.dataset,
+        batches=len(batch_sampler),
+        batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        steps_per_epoch=steps_per_epoch,
+        max_train_steps=total_steps(
+            max_train_steps=train.max_train_steps,
+            max_train_epochs=train.max_train_epochs,
+            steps_per_epoch=steps_per_epoch,
+        ),
     )
 
 
@@ -188,7 +215,7 @@ def _explained(where: str, action: Callable[[], Result]) -> Result:
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
 
 
 def _is_prepared(config: Config) -> bool:
@@ -206,9 +233,11 @@ def _prepare(config: Config) -> None:
             raise ConfigError(f"prepare.{number}: {step.module} failed for:{listed}")
 
 
-def _shared_run_folder(accelerator: Accelerator, parent: Path, name: str) -> Path:
+def _shared_run_folder(config: Config, accelerator: Accelerator) -> Path:
     """The run's folder, made by rank 0 and known to all."""
     from accelerate.utils import broadcast_object_list
 
-    made = [str(create_run_folder(parent, name)) if accelerator.is_main_process else None]
-    return Path(str(broadcast_object_list(made)[0]))
+    made: list[Any] = [None]
+    if accelerator.is_main_process:
+        made = [str(create_run_folder(Path(config.save.directory), str(config.save.name)))]
+    return Path(broadcast_object_list(made)[0])

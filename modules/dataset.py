@@ -128,7 +128,11 @@ class LatentDataset(Dataset[Sample]):
             found = f"captions: {len(self) - len(missing)} of {len(self)}"
             lines.append(found + (f"; missing: {list_names(missing)}" if missing else ""))
         shown = dict.fromkeys((0, len(self) // 2, len(self) - 1))
-        return lines + [f"caption of {self.names[i]}: {self.caption(i)!r}" for i in shown]
+        return lines + [
+            f"caption of {self.names[i]}: {self.caption(i)!r}"
+            + ("" if self.caption(i) else " (dropped in this epoch)")
+            for i in shown
+        ]
 
     def check_latent_shapes(self, vae_scale_factor: int, latent_channels: int) -> None:
         """Compare latents, masks and side images with their buckets, by their headers alone.

@@ -49,7 +49,7 @@ class Metrics:
         return self._picture
 
 
-def smoothed(values: tuple[float, ...], weight: float = 0.9) -> list[float]:
+def smoothed(values: tuple[float, ...], weight: float = 0.8) -> list[float]:
     """Exponential moving average, corrected for its start."""
     average, result = 0.0, []
     for count, value in enumerate(values, start=1):

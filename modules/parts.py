@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from modules.component import accepts, argument_faults, build
-from modules.config import Config, NetworkConfig
+from modules.config import Config, LrSchedulerConfig, NetworkConfig
 from modules.errors import ConfigError
 from modules.hardware import precision_fault
 from modules.hints import nearest
@@ -20,9 +21,13 @@ from modules.optimizer import (
     as_optimizer_groups,
     base_parameters,
     check_rates,
+    learning_rate_schedule,
     make_groups,
 )
-from modules.protocols import Network
+from modules.protocols import Network, Run
+from modules.schedule import warmup_steps
+
+logger = logging.getLogger(__name__)
 
 
 def check_components(config: Config) -> None:
@@ -172,6 +177,25 @@ def build_optimizer(config: Config, groups: list[ParameterGroup]) -> Any:
     return build(config.optimizer.module, config.optimizer.args, as_optimizer_groups(groups))
 
 
+def build_schedule(section: LrSchedulerConfig, optimizer: Any, *, total: int) -> Any:
+    """The learning-rate schedule over `total` optimizer steps."""
+    warmup = warmup_steps(steps=section.warmup_steps, ratio=section.warmup_ratio, total=total)
+    if warmup >= total:
+        logger.warning(
+            "lr_scheduler: the warm-up of %d steps is not over when the run ends after %d",
+            warmup,
+            total,
+        )
+    return learning_rate_schedule(
+        optimizer,
+        name=section.name,
+        warmup_steps=warmup,
+        total_steps=total,
+        num_cycles=section.num_cycles,
+        power=section.power,
+    )
+
+
 def build_saver(config: Config) -> Any:
     """The saver; one of a person's own gets those of the section's values that it takes."""
     module = config.save.module
@@ -191,14 +215,14 @@ def build_sampler(config: Config) -> Any:
 class NoSaves:
     """The saver of a process that is not the first of several."""
 
-    def save_if_due(self, run: Any, *, last: bool) -> None:
+    def save_if_due(self, run: Run, *, last: bool) -> None:
         """Write nothing."""
 
 
 class NoSamples:
     """The sampler of a run without validation images."""
 
-    def sample_if_due(self, run: Any, *, last: bool) -> None:
+    def sample_if_due(self, run: Run, *, last: bool) -> None:
         """Draw nothing."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from modules.batch import Batch, DenoiserInputs
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
 
 class Objective(Protocol):
@@ -53,23 +55,34 @@ class Network(Protocol):
 
 
 class Run(Protocol):
-    """What savers and samplers see of a training run."""
+    """What savers and samplers see of a training run; `modules.trainer.Trainer` is one."""
 
     name: str
-    directory: Path
-    step: int
+    directory: Path  # the run's folder
+    step: int  # finished optimizer steps
     steps_per_epoch: int
-    model: Any
-    networks: Mapping[str, Network]
+    model: Any  # modules.models.base.DiffusionModel
+    networks: dict[str, Network]
+    trained_base: dict[str, Parameter]  # of the base model, by module path
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def trains_base(self) -> bool: ...
+
+    def autocast(self) -> AbstractContextManager: ...
+
+    def log_images(self, key: str, images: Sequence[Image], captions: Sequence[str]) -> None: ...
 
 
 class Saver(Protocol):
     """Writes weights."""
 
-    def save_if_due(self, run: Any, *, last: bool) -> None: ...
+    def save_if_due(self, run: Run, *, last: bool) -> None: ...
 
 
 class Sampler(Protocol):
     """Draws validation images."""
 
-    def sample_if_due(self, run: Any, *, last: bool) -> None: ...
+    def sample_if_due(self, run: Run, *, last: bool) -> None: ...

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
 from modules.grids import make_sheet
+from modules.protocols import Run
 from modules.schedule import Every
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class GridSampler:
                     "this model's images must be"
                 )
 
-    def sample_if_due(self, run: Any, *, last: bool) -> None:
+    def sample_if_due(self, run: Run, *, last: bool) -> None:
         """Draw and write the grid of this step, if one is due."""
         due = self._every.is_due(run.step, steps_per_epoch=run.steps_per_epoch)
         if not (last or due or (run.step == 0 and self.at_start)):
@@ -88,7 +89,7 @@ class GridSampler:
             make_sheet([self._before, images], ["before", "after"], self.prompts).save(path)
         logger.info("images: %s", path)
 
-    def draw(self, run: Any) -> list[Image.Image]:
+    def draw(self, run: Run) -> list[Image.Image]:
         """Pictures of all prompts by the model as it is now."""
         images: list[Image.Image] = []
         for start in range(0, len(self.prompts), self.batch_size):

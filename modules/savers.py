@@ -13,6 +13,7 @@ import torch
 
 from modules.errors import RunError
 from modules.files import replacing
+from modules.protocols import Run
 from modules.schedule import Every
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class WeightsSaver:
         self._dtype = DTYPES[dtype]
         self._written: list[list[Path]] = []
 
-    def save_if_due(self, run: Any, *, last: bool) -> None:
+    def save_if_due(self, run: Run, *, last: bool) -> None:
         """Save when due; an earlier save is deleted only after the new one is whole."""
         if last:
             self.save(run, suffix="")
@@ -53,7 +54,7 @@ class WeightsSaver:
             self._written.append(self.save(run, suffix=f"-step{run.step:08d}"))
             self._rotate()
 
-    def save(self, run: Any, *, suffix: str) -> list[Path]:
+    def save(self, run: Run, *, suffix: str) -> list[Path]:
         """Write all trained networks and, if trained, the base; returns what was written.
 
         Raises:
@@ -95,7 +96,7 @@ def is_trained(network: Any) -> bool:
     return any(parameter.requires_grad for parameter in network.parameters())
 
 
-def describe(network: Any, run: Any) -> dict[str, str]:
+def describe(network: Any, run: Run) -> dict[str, str]:
     """Metadata of a network's file."""
     own = network.describe(run.model) if hasattr(network, "describe") else {}
     return {
@@ -107,7 +108,7 @@ def describe(network: Any, run: Any) -> dict[str, str]:
     }
 
 
-def check_finite(run: Any, networks: dict[str, Any]) -> None:
+def check_finite(run: Run, networks: dict[str, Any]) -> None:
     """Raise if a tensor that would be saved holds NaN or infinity; names it."""
     named = [(f"{n}.{key}", p) for n, net in networks.items() for key, p in net.named_parameters()]
     named += [(path, p) for path, p in run.trained_base.items()]

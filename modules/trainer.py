@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from modules.batch import Batch, DenoiserInputs
 from modules.errors import RunError
+from modules.loading import Group, step_groups
 from modules.metrics import Metrics
 from modules.objectives import masked_mean
 from modules.optimizer import ParameterGroup
@@ -24,14 +25,13 @@ from modules.trackers import show_images
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL.Image import Image
 
     from modules.buckets import BucketBatchSampler
     from modules.config import Config
     from modules.models.base import DiffusionModel
 
 logger = logging.getLogger(__name__)
-
-Group = list[tuple[list[int], Batch]]  # the batches of one optimizer step with their global plan
 
 
 class Trainer:
@@ -149,6 +149,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return metrics
 
+    def step_groups(self) -> Iterator[Group]:
+        """The batches of one optimizer step after another."""
+        return step_groups(
+            self.loader,
+            self.batch_sampler,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+        )
+
     def train(self) -> None:
         """Train to `max_train_steps`.
 
@@ -157,7 +165,7 @@ class Trainer:
         """
         self.sampler.sample_if_due(self, last=False)
         self._logged_at = time.perf_counter()
-        groups = self._groups()
+        groups = self.step_groups()
         shown = self.accelerator.is_main_process
         try:
             self._bar = tqdm(total=self.max_train_steps, desc="training", disable=not shown)
@@ -209,7 +217,7 @@ class Trainer:
                 "before stays. Lower the learning rate, or check the images of the dataset"
             )
 
-    def log_images(self, key: str, images: Sequence[Any], captions: Sequence[str]) -> None:
+    def log_images(self, key: str, images: Sequence[Image], captions: Sequence[str]) -> None:
         """Send pictures to the trackers that show pictures."""
         for tracker in self.accelerator.trackers:
             show_images(tracker, key, images, captions, step=self.step)
@@ -227,23 +235,6 @@ class Trainer:
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of training, for sampling in the same."""
         return self.accelerator.autocast()
-
-    def _groups(self) -> Iterator[Group]:
-        """Batches of one optimizer step after another, epoch after epoch."""
-        epoch = 0
-        while True:
-            self.batch_sampler.set_epoch(epoch)
-            if hasattr(self.loader.dataset, "set_epoch"):
-                self.loader.dataset.set_epoch(epoch)
-            planned = self.batch_sampler.plan(epoch)
-            group: Group = []
-            for number, batch in enumerate(self.loader):
-                group.append((planned[number], batch))
-                full = len(group) == self.gradient_accumulation_steps
-                if full or number == len(planned) - 1:
-                    yield group
-                    group = []
-            epoch += 1
 
 
 class _Loss(nn.Module):

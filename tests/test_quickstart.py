@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import main
+from bench.concept_hits import arguments_of
 from modules import models
 from modules.batch import Batch, DenoiserInputs
 from networks.lora import LoRA
@@ -73,7 +74,7 @@ def test_its_lora_is_the_same_in_diffusers(short_run):
     path = short_run / "quickstart.safetensors"
     model = models.load(str(TINY_SD))
     plain = outputs(model)
-    network = LoRA(targets=("unet", "text_encoders"))
+    network = LoRA(**arguments_of(path))
     network.attach(model)
     network.load(path)
     ours = outputs(model)

@@ -127,7 +127,7 @@ def gradients_of_one_step(path: Path, *overrides: str) -> dict[str, torch.Tensor
         return torch.full((size,), 400, device=device)
 
     objective.sample_noise, objective.sample_timesteps = noise_of, timesteps_of
-    group = next(trainer._groups())
+    group = next(trainer.step_groups())
     seen: dict[str, torch.Tensor] = {}
 
     def keep(*_args, **_kwargs):
@@ -172,7 +172,7 @@ def test_checkpointing_computes_blocks_again(write_config):
     calls = []
     block = trainer.model.denoiser.mid_block.attentions[0].transformer_blocks[0].attn1
     block.register_forward_pre_hook(lambda *_: calls.append(1))
-    trainer.train_step(next(trainer._groups()))
+    trainer.train_step(next(trainer.step_groups()))
     assert len(calls) == 2
 
 
