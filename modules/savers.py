@@ -70,7 +70,7 @@ class WeightsSaver:
             with replacing(path) as temporary:
                 network.save(temporary, dtype=self._dtype, metadata=metadata)
             written.append(path)
-        if run.trains_base:
+        if run.trained_base:
             path = run.directory / f"{run.name}{suffix}"
             _write_directory(
                 path, lambda temporary: run.model.save_pretrained(temporary, dtype=self._dtype)

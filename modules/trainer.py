@@ -227,11 +227,6 @@ class Trainer:
         """Finished and begun passes over the dataset at this step, counted from 1."""
         return max(1, -(-self.step // self.steps_per_epoch))
 
-    @property
-    def trains_base(self) -> bool:
-        """Whether any parameter of the base model is trained."""
-        return bool(self.trained_base)
-
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of training, for sampling in the same."""
         return self.accelerator.autocast()

@@ -7,15 +7,13 @@ new or changed, or all of them if the VAE is another; latents/index.jsonl knows.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -24,17 +22,14 @@ import numpy as np
 
 from modules.buckets import BucketIndex, Size
 from modules.files import files_by_name
-from modules.images import IMAGE_SUFFIXES, open_image, to_tensor
+from modules.images import IMAGE_SUFFIXES
+from preprocess.decoding import Decoded, decode_ahead
 from preprocess.job import run_command, track
 from preprocess.latent_index import LatentIndex, Task
-from preprocess.sources import RESULTS, stamp
+from preprocess.sources import RESULTS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from preprocess.vae_encoder import VAEEncoder
-
-_BATCHES_AHEAD = 3  # decoded, or being decoded, while one is encoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +94,6 @@ def latent(
     return Encoded(done=done, skipped=skipped, failed=failed)
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """A task's image, or None with an error, or None because only the file's date is new."""
-
-    entry: dict[str, Any]
-    pixel_values: Tensor | None = None  # (3, H, W)
-    error: str = ""
-
-
 def _find_images(
     buckets: Mapping[Size, Sequence[str]], source: Path
 ) -> tuple[list[Task], list[str]]:
@@ -156,7 +142,7 @@ def _encode(
     index: LatentIndex,
     *,
     num_workers: int | None,
-) -> Iterator[_Decoded]:
+) -> Iterator[Decoded]:
     """Encode batch by batch; threads decode the next ones and write the last one meanwhile."""
     import torch
 
@@ -164,7 +150,7 @@ def _encode(
     readers, writer = ThreadPoolExecutor(workers), ThreadPoolExecutor(1)
     writing: Future[None] | None = None
     try:
-        for batch in _decode_ahead(batches, readers, index):
+        for batch in decode_ahead(batches, readers, index):
             images = [image for image in batch if image.pixel_values is not None]
             yield from (image for image in batch if image.pixel_values is None)
             if not images:
@@ -187,40 +173,6 @@ def _encode(
     finally:
         readers.shutdown(cancel_futures=True)
         writer.shutdown()
-
-
-def _decode_ahead(
-    batches: Iterable[Sequence[Task]], readers: ThreadPoolExecutor, index: LatentIndex
-) -> Iterator[list[_Decoded]]:
-    waiting: deque[list[Future[_Decoded]]] = deque()
-    for batch in batches:
-        waiting.append([readers.submit(_decode, task, index) for task in batch])
-        if len(waiting) > _BATCHES_AHEAD:
-            yield [future.result() for future in waiting.popleft()]
-    while waiting:
-        yield [future.result() for future in waiting.popleft()]
-
-
-def _decode(task: Task, index: LatentIndex) -> _Decoded:
-    """Read one image; runs in a thread."""
-    entry: dict[str, Any] = {"name": task.name, **index.key}
-    try:
-        entry |= stamp(task.path)
-        with task.path.open("rb") as file:
-            entry["image_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-        earlier = index.find(task)
-        if earlier is not None and earlier["image_sha256"] == entry["image_sha256"]:
-            return _Decoded(entry)
-        image = open_image(task.path)
-    except (ValueError, OSError) as error:
-        return _Decoded(entry, error=str(error))
-    if image.size != task.size:
-        return _Decoded(
-            entry,
-            error=f"{task.path}: size {image.size} is not bucket {task.size}; "
-            "run preprocess/bucketing.py again",
-        )
-    return _Decoded(entry, to_tensor(image))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
