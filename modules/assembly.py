@@ -40,6 +40,7 @@ from modules.parts import (
 from modules.plan import Plan
 from modules.protocols import Network
 from modules.run_folder import create_run_folder, next_run_folder
+from modules.savers import output_names
 from modules.schedule import total_steps
 from modules.trackers import start_trackers
 from modules.trainer import Trainer
@@ -204,6 +205,11 @@ def _make_plan(config: Config, parts: _Parts, batch_sampler: BucketBatchSampler)
             max_train_steps=train.max_train_steps,
             max_train_epochs=train.max_train_epochs,
             steps_per_epoch=steps_per_epoch,
+        ),
+        outputs=output_names(
+            str(config.save.name),
+            [name for name, network in config.networks.items() if network.train],
+            trains_base=bool(parts.trained_base),
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -9,6 +10,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN = 8
 _SMALLEST = 192  # pixels; smaller images are enlarged, so that they can be seen
+_WIDE_FONTS = (  # with Japanese: Linux, Windows, macOS
+    "NotoSansCJK-Regular.ttc",
+    "DroidSansFallbackFull.ttf",
+    "ipag.ttf",
+    "YuGothM.ttc",
+    "meiryo.ttc",
+    "msgothic.ttc",
+    "ヒラギノ角ゴシック W3.ttc",
+    "Arial Unicode.ttf",
+)
 
 
 def make_sheet(
@@ -37,7 +48,7 @@ def make_cell(images: Sequence[Image.Image], titles: Sequence[str], label: str) 
     factor = max(1, -(-_SMALLEST // min(images[0].size)))
     width, height = images[0].width * factor, images[0].height * factor
     font_size = max(14, min(width, height) // 16)
-    font = ImageFont.load_default(size=font_size)
+    font = find_font(label, font_size)
     line = int(font_size * 1.3)
     above = line if any(titles) else 0
     lines = wrap(label, font, (width + _MARGIN) * len(images) - _MARGIN)
@@ -55,6 +66,15 @@ def make_cell(images: Sequence[Image.Image], titles: Sequence[str], label: str) 
         top = _MARGIN + above + height + 2 + n * line
         draw.text((_MARGIN, top), text, fill="#444444", font=font)
     return cell
+
+
+def find_font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, or for what it has no letters for one that the system brings along."""
+    if not text.isascii():
+        for name in _WIDE_FONTS:
+            with contextlib.suppress(OSError):
+                return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size=size)
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:

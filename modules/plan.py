@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ class Plan:
     gradient_accumulation_steps: int
     steps_per_epoch: int
     max_train_steps: int
+    outputs: Sequence[str]  # names of the weights in the run's folder
 
     def show(self, directory: Path) -> None:
         """Log the plan; `directory` is the run's folder."""
@@ -56,5 +58,5 @@ class Plan:
             + f" -> {self.steps_per_epoch} optimizer steps an epoch, {self.max_train_steps} in all"
             f" ({self.max_train_steps / self.steps_per_epoch:.1f} epochs)"
         )
-        lines.append(f"output     {directory}")
+        lines.append(f"output     {directory}: {', '.join(self.outputs)}")
         return lines

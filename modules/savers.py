@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,7 @@ class WeightsSaver:
         check_finite(run, trained)
         written = []
         for name, network in trained.items():
-            stem = run.name if len(trained) == 1 else f"{run.name}-{name}"
-            path = run.directory / f"{stem}{suffix}.safetensors"
+            path = run.directory / f"{network_stem(run.name, name, trained)}{suffix}.safetensors"
             metadata = {**describe(network, run), "ss_output_name": path.stem}
             with replacing(path) as temporary:
                 network.save(temporary, dtype=self._dtype, metadata=metadata)
@@ -89,6 +88,17 @@ class WeightsSaver:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+
+
+def network_stem(run_name: str, network: str, trained: Collection[str]) -> str:
+    """The name of a network's file: the run's, and where several are trained its own behind it."""
+    return run_name if len(trained) == 1 else f"{run_name}-{network}"
+
+
+def output_names(run_name: str, trained: Collection[str], *, trains_base: bool) -> list[str]:
+    """What the last save of a run is called, by the trained networks' names."""
+    names = [f"{network_stem(run_name, network, trained)}.safetensors" for network in trained]
+    return [*names, f"{run_name}/"] if trains_base else names
 
 
 def is_trained(network: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageFont
 
-from modules.grids import make_cell, make_sheet, wrap
+from modules.grids import find_font, make_cell, make_sheet, wrap
 
 RED, BLUE = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
 
@@ -42,3 +42,22 @@ def test_long_prompts_are_broken_and_cut():
     assert lines[-1].endswith(" ...")
     assert all(font.getlength(line) <= 220 for line in lines)
     assert wrap("", font, 100) == []
+
+
+def test_a_font_with_the_prompts_letters_is_looked_for(monkeypatch):
+    asked = []
+
+    def truetype(name, size):
+        asked.append(name)
+        raise OSError("no such font")
+
+    monkeypatch.setattr(ImageFont, "truetype", truetype)
+    monkeypatch.setattr(ImageFont, "load_default", lambda size: ("default", size))
+    assert find_font("a red cat", 14) == ("default", 14)
+    assert asked == []
+    assert find_font("赤い猫", 14) == ("default", 14)
+    assert "meiryo.ttc" in asked
+    monkeypatch.setattr(ImageFont, "truetype", lambda name, size: (name, size))
+    assert find_font("赤い猫", 14)[0] == "NotoSansCJK-Regular.ttc"
+    monkeypatch.undo()
+    assert make_cell([RED], [""], "赤い猫 " * 40).width > 192

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from modules.config import load
 from modules.errors import RunError
-from modules.savers import WeightsSaver
+from modules.savers import WeightsSaver, output_names
 from modules.trainer import Trainer
 
 LORA = {"lora": {"module": "networks.lora.LoRA", "args": {"rank": 2}}}
@@ -45,6 +45,15 @@ def test_epochs_are_counted_in_steps(write_config):
     assert trainer.steps_per_epoch == 3
     saved = {"run-step00000003.safetensors", "run-step00000006.safetensors", "run.safetensors"}
     assert names(trainer) == saved
+
+
+def test_the_plan_names_what_will_be_written():
+    assert output_names("cat", ["lora"], trains_base=False) == ["cat.safetensors"]
+    assert output_names("cat", ["a", "b"], trains_base=True) == [
+        "cat-a.safetensors",
+        "cat-b.safetensors",
+        "cat/",
+    ]
 
 
 def test_several_networks_have_files_of_their_own(write_config):

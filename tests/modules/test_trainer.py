@@ -294,6 +294,7 @@ def test_the_plan_is_shown_and_nothing_is_trained(write_config, caplog, monkeypa
     assert "StableDiffusion, epsilon" in text
     assert "lora.unet: " in text
     assert "32x32: 5" in text
+    assert f"{tmp_path / 'output' / 'run'}: run.safetensors" in text
     assert "5 batches of up to 2 an epoch -> 5 optimizer steps an epoch, 2 in all" in text
     assert not (tmp_path / "output").exists()
 
