@@ -155,9 +155,11 @@ def _read_text(path: Path) -> str:
 
 
 def _neighbours(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("config")
-    found = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
-    return f"; {folder} has {', '.join(found)}" if found else ""
+    for folder in (path.parent, Path("config")):
+        found = sorted(p.name for p in folder.glob("[!.]*.yaml"))
+        if found:
+            return f"; {folder} has {', '.join(found)}"
+    return ""
 
 
 def _interpolation_problem(error: Exception) -> str:
