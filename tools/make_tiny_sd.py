@@ -17,10 +17,10 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-# Nothing comes from the hub, and the libraries' own notes don't concern this script.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+from modules.console import quiet_libraries
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing comes from the hub
+quiet_libraries()
 
 import torch
 
