@@ -6,45 +6,62 @@ layer's output, and the base model's own weights and state dict stay as they are
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
-from networks.keys import kohya_name, split_component
+from networks.files import read_layers, write_layers
+from networks.keys import kohya_name, network_metadata, split_component
+from networks.layer import AdapterLayer, dynamic_rank, is_spatial
 
+logger = logging.getLogger(__name__)
 
-class AdapterLayer(nn.Module):
-    """What one layer of the base gets added."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The addition to the layer's output for the input `x`."""
-        raise TypeError(f"{type(self).__name__} has no forward")
-
-    def delta_weight(self) -> Tensor:
-        """The same as a change of the layer's weight, in its shape, float32."""
-        raise TypeError(f"{type(self).__name__} has no delta_weight")
+Rank = int | Literal["dynamic"]
 
 
 class Adapter(nn.Module):
     """A family of layers, one for each targeted layer of the base model.
 
     Args:
+        rank: of Linear layers and 1x1 convolutions; "dynamic" takes one for each layer by its size.
+        alpha: the change is scaled by alpha / rank; null means alpha = rank (1 with "dynamic").
+        conv_rank: also adapt the convolution blocks, with this rank for k x k kernels.
+        conv_alpha: alpha of k x k convolutions; null means alpha, or conv_rank if that is null.
         targets: module paths as `unet`, `unet.up_blocks`, `text_encoders`; `*` is anything.
         multiplier: strength at which it is applied; files hold the weights at strength 1.
     """
 
+    layer_class: ClassVar[type[AdapterLayer]]
+    file_module: ClassVar[str] = "lycoris.kohya"  # by which readers tell what a file is
+    algorithm: ClassVar[str | None] = None
+    dynamic_factor: ClassVar[int] = 1
     requires: ClassVar[Sequence[str]] = ()
 
-    def __init__(self, *, targets: Sequence[str] = ("unet",), multiplier: float = 1.0):
+    def __init__(
+        self,
+        *,
+        rank: Rank = 16,
+        alpha: float | None = None,
+        conv_rank: Rank | None = None,
+        conv_alpha: float | None = None,
+        targets: Sequence[str] = ("unet",),
+        multiplier: float = 1.0,
+    ):
         super().__init__()
+        for name, value in (("rank", rank), ("conv_rank", conv_rank)):
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name}: {value} is not a rank; it must be at least 1")
         if not targets:
             raise ValueError("targets: is empty; name parts of the model, such as [unet]")
+        self.rank = rank
+        self.alpha = _alpha(alpha, rank)
+        self.conv_rank = conv_rank
+        self.conv_alpha = _alpha(conv_alpha or alpha, conv_rank or rank)
         self.targets = tuple(targets)
         self.multiplier = multiplier
         self.layers = nn.ModuleDict()  # by their name in files
@@ -52,39 +69,21 @@ class Adapter(nn.Module):
         self._base: dict[str, Any] = {}
         self._hooks: list[Any] = []
 
-    # -- what an algorithm says -------------------------------------------------------------
-
-    covers_conv: bool = False
-
-    def make_layer(self, base: nn.Module) -> AdapterLayer:
-        """A fresh layer beside `base`, which changes nothing yet."""
-        raise TypeError(f"{type(self).__name__} does not make layers")
-
-    def layer_from_tensors(self, base: nn.Module, tensors: Mapping[str, Tensor]) -> AdapterLayer:
-        """The layer that the tensors of a file describe."""
-        raise TypeError(f"{type(self).__name__} cannot be read from a file")
-
-    def describe(self, model: Any) -> dict[str, str]:
-        """Metadata of a file: algorithm, rank, alpha."""
-        return {}
-
-    # -- the side-car -----------------------------------------------------------------------
-
     def attach(self, model: Any) -> None:
         """Put a layer beside each target of `model`.
 
         Raises:
             ValueError: a target pattern matches no layer.
         """
-        targets = model.adapter_layers(self.targets, conv=self.covers_conv)
+        targets = model.adapter_layers(self.targets, conv=self.conv_rank is not None)
         for path, base in targets.items():
             name = kohya_name(model, path)
             self._paths[name] = path
             self._base[name] = base
             if name not in self.layers:
                 with base.weight.device:
-                    self.layers[name] = self.make_layer(base)
-            self._hooks.append(base.register_forward_hook(self._hook(name)))
+                    self.layers[name] = self._make_layer(base)
+        self._hook_up()
 
     def detach(self) -> None:
         """Take the layers off again; the base computes as before."""
@@ -95,22 +94,95 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Add every layer's change to the base's weights, and detach."""
-        for name, layer in self.layers.items():
+        for name, layer in self._named_layers():
             weight = self._base[name].weight
-            assert isinstance(layer, AdapterLayer)
             delta = self.multiplier * layer.delta_weight()
             weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
         self.detach()
 
     def condition(self, inputs: DenoiserInputs, batch: Batch) -> DenoiserInputs:
+        """Return the inputs as they are: an adapter works inside of the layers."""
         return inputs
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         groups: dict[str, list[nn.Parameter]] = {}
-        for name, layer in self.layers.items():
+        for name, layer in self._named_layers():
             component, _ = split_component(self._paths[name])
             groups.setdefault(component, []).extend(layer.parameters())
         return groups
+
+    def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+        """Write every layer to a .safetensors file under the field's key names."""
+        write_layers(path, self.layers, dtype=dtype, metadata=metadata)
+
+    def load(self, path: Path) -> None:
+        """Take over the layers of a file; rank and alpha of each are read from it.
+
+        Raises:
+            ValueError: the file is no such adapter, or is for other layers than the targets.
+        """
+        for name, tensors in read_layers(path, list(self.layers)).items():
+            base = self._base[name]
+            try:
+                rank = self.layer_class.rank_of(tensors)
+                alpha = tensors.get("alpha", torch.tensor(float(rank)))
+                layer = self.layer_class(base, rank=rank, alpha=float(alpha))
+                layer.load_state_dict({**tensors, "alpha": alpha.float()})
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}: {name} is no {type(self).__name__} of this layer: {error}"
+                ) from error
+            self.layers[name] = layer.to(base.weight.device)
+        self._take_over_settings(path)
+        self.detach()
+        self._hook_up()
+
+    def describe(self, model: Any) -> dict[str, str]:
+        """Metadata of a file: algorithm, rank, alpha, targets."""
+        args = {"targets": " ".join(self.targets)}
+        if self.algorithm is not None:
+            args["algo"] = self.algorithm
+        if self.conv_rank is not None:
+            args |= {"conv_dim": str(self.conv_rank), "conv_alpha": f"{self.conv_alpha:g}"}
+        return network_metadata(
+            model,
+            module=self.file_module,
+            rank="Dynamic" if self.rank == "dynamic" else str(self.rank),
+            alpha=f"{self.alpha:g}",
+            args=args,
+        )
+
+    def _make_layer(self, base: nn.Module) -> AdapterLayer:
+        spatial = is_spatial(base) and self.conv_rank is not None
+        rank = self.conv_rank if spatial else self.rank
+        alpha = self.conv_alpha if spatial else self.alpha
+        if not isinstance(rank, int):
+            rank = self.dynamic_factor * dynamic_rank(base)
+        return self.layer_class(base, rank=rank, alpha=alpha)
+
+    def _take_over_settings(self, path: Path) -> None:
+        """Let ranks and alphas say what the layers are, after a file was read."""
+        for spatial, prefix in ((False, ""), (True, "conv_")):
+            layers = [layer for _, layer in self._named_layers() if layer.is_spatial == spatial]
+            if not layers:
+                continue
+            ranks = {layer.rank for layer in layers}
+            found: dict[str, Any] = {
+                f"{prefix}rank": ranks.pop() if len(ranks) == 1 else "dynamic",
+                f"{prefix}alpha": float(layers[0].alpha),
+            }
+            for key, value in found.items():
+                if getattr(self, key) != value:
+                    shown = value if isinstance(value, str) else f"{value:g}"
+                    logger.warning("%s: has %s %s, which is taken", path, key, shown)
+                    setattr(self, key, value)
+
+    def _named_layers(self) -> list[tuple[str, AdapterLayer]]:
+        return [(n, layer) for n, layer in self.layers.items() if isinstance(layer, AdapterLayer)]
+
+    def _hook_up(self) -> None:
+        for name, base in self._base.items():
+            self._hooks.append(base.register_forward_hook(self._hook(name)))
 
     def _hook(self, name: str):
         layer: Any = self.layers[name]
@@ -123,55 +195,7 @@ class Adapter(nn.Module):
 
         return add
 
-    # -- files ------------------------------------------------------------------------------
 
-    def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-        """Write every layer to a .safetensors file under the field's key names."""
-        tensors = {
-            key: value.detach().to("cpu", dtype).contiguous()
-            for key, value in self.layers.state_dict().items()
-        }
-        save_file(tensors, path, metadata={"format": "pt", **metadata})
-
-    def load(self, path: Path) -> None:
-        """Take over the layers of a file; rank and alpha of each are read from it.
-
-        Raises:
-            ValueError: the file is no such adapter, or is for other layers than the targets.
-        """
-        tensors = _read(path)
-        for key in tensors:
-            name = key.partition(".")[0]
-            if name not in self.layers:
-                known = next(iter(self.layers), "none")
-                raise ValueError(
-                    f"{path}: {key} belongs to no layer of this network (it has {known}, ...); "
-                    "check its targets and the base model"
-                )
-        missing = [n for n in self.layers if not any(key.startswith(n + ".") for key in tensors)]
-        if missing:
-            raise ValueError(
-                f"{path}: has no tensors for {len(missing)} of {len(self.layers)} layers, "
-                f"first {missing[0]}; check the network's targets and conv_rank"
-            )
-        for name in list(self.layers):
-            prefix = f"{name}."
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            try:
-                layer = self.layer_from_tensors(self._base[name], own)
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise ValueError(f"{path}: {name} does not fit the base model: {error}") from error
-            self.layers[name] = layer.to(self._base[name].weight.device)
-        hooks, self._hooks = self._hooks, []
-        for hook in hooks:
-            hook.remove()
-        for name, base in self._base.items():
-            self._hooks.append(base.register_forward_hook(self._hook(name)))
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read as .safetensors: {error}") from error
+def _alpha(alpha: float | None, rank: Rank) -> float:
+    """alpha as given; null and 0 mean the rank, which "dynamic" does not have."""
+    return float(alpha or (rank if isinstance(rank, int) else 1))

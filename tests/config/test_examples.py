@@ -28,6 +28,7 @@ def test_their_number():
     assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
         "finetune.yaml",
         "locon.yaml",
+        "loha.yaml",
         "lora.yaml",
         "lora_text_encoder.yaml",
     ]

@@ -31,7 +31,7 @@ SECTIONS = {
 }
 COMPONENTS = {
     "`modules.dataset.LatentDataset`": "modules.dataset.LatentDataset",
-    "`networks.lora.LoRA`": "networks.lora.LoRA",
+    "`networks.lora.LoRA`, `networks.loha.LoHa`": "networks.lora.LoRA",
     "`modules.objectives.Epsilon`, `modules.objectives.VPrediction`": "modules.objectives.Epsilon",
 }
 SUPPLIED = {"seed", "scheduler"}

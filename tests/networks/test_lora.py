@@ -6,42 +6,13 @@ import pytest
 import tiny
 import torch
 from diffusers import StableDiffusionPipeline
+from probes import outputs, perturb
 from safetensors import safe_open
 from torch import nn
 
-from modules.batch import Batch, DenoiserInputs
 from networks.lora import LoRA, LoRALayer
 
 EVERYTHING = ("unet", "text_encoders")
-
-
-def perturb(network: nn.Module, *, scale: float = 0.2) -> None:
-    """Give every tensor a value, so that the adapter has an effect."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-
-
-def outputs(model) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text embedding and prediction for fixed inputs."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        states = model.encode_prompts(Batch(captions=["a red cat"]))["encoder_hidden_states"]
-        inputs = DenoiserInputs(
-            sample=torch.randn(1, 4, 8, 8, generator=generator),
-            timestep=torch.tensor([500]),
-            encoder_hidden_states=states,
-        )
-        return states, model.denoise(inputs)
-
-
-@pytest.mark.parametrize("options", [{}, {"conv_rank": 3}], ids=["lora", "locon"])
-def test_a_fresh_adapter_changes_nothing(options):
-    model = tiny.make_sd()
-    before = outputs(model)
-    LoRA(rank=4, targets=EVERYTHING, **options).attach(model)
-    assert all(torch.equal(a, b) for a, b in zip(before, outputs(model), strict=True))
 
 
 def test_the_base_keeps_its_state_dict_and_detach_restores_it():
@@ -56,39 +27,12 @@ def test_the_base_keeps_its_state_dict_and_detach_restores_it():
     assert all(torch.equal(a, b) for a, b in zip(before, outputs(model), strict=True))
 
 
-@pytest.mark.parametrize(
-    "base",
-    [
-        nn.Linear(6, 10),
-        nn.Conv2d(6, 10, 1),
-        nn.Conv2d(6, 10, 3, padding=1),
-        nn.Conv2d(6, 10, 3, stride=2, padding=1),
-    ],
-    ids=["linear", "conv1x1", "conv3x3", "strided"],
-)
-def test_forward_is_the_product_with_the_changed_weight(base):
-    layer = LoRALayer(base, rank=3, alpha=1.5)
+def test_the_change_of_the_weight_is_up_times_down():
+    layer = LoRALayer(nn.Conv2d(6, 10, 3), rank=3, alpha=1.5)
     perturb(layer)
-    x = torch.randn(2, 6, 8, 8) if isinstance(base, nn.Conv2d) else torch.randn(2, 5, 6)
-    with torch.no_grad():
-        expected = base(x) + layer(x)
-        base.weight += layer.delta_weight()
-        assert torch.allclose(base(x), expected, atol=1e-5)
     down, up = layer.lora_down.weight, layer.lora_up.weight
-    closed_form = 1.5 / 3 * (up.flatten(1) @ down.flatten(1)).view_as(base.weight)
+    closed_form = 1.5 / 3 * (up.flatten(1) @ down.flatten(1)).view(10, 6, 3, 3)
     assert torch.allclose(layer.delta_weight(), closed_form)
-
-
-@pytest.mark.parametrize("multiplier", [1.0, 0.5])
-def test_merged_weights_equal_the_side_car(multiplier):
-    model = tiny.make_sd()
-    network = LoRA(rank=4, alpha=2, conv_rank=3, targets=EVERYTHING, multiplier=multiplier)
-    network.attach(model)
-    perturb(network)
-    beside = outputs(model)
-    network.merge()
-    for a, b in zip(beside, outputs(model), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_sd1_has_the_fields_192_modules(tmp_path):
@@ -180,21 +124,6 @@ def test_a_file_has_kohyas_keys_and_metadata(tmp_path):
     assert metadata["ss_network_alpha"] == "2"
     assert metadata["ss_base_model_version"] == "sd_v1"
     assert metadata["ss_v2"] == "False"
-
-
-def test_load_takes_rank_and_alpha_from_the_file(tmp_path):
-    model = tiny.make_sd()
-    first = LoRA(rank=4, alpha=2, conv_rank=3, targets=EVERYTHING)
-    first.attach(model)
-    perturb(first)
-    expected = outputs(model)
-    path = tmp_path / "lora.safetensors"
-    first.save(path, dtype=torch.float32, metadata={})
-    first.detach()
-    second = LoRA(rank=8, conv_rank=1, targets=EVERYTHING)
-    second.attach(model)
-    second.load(path)
-    assert all(torch.equal(a, b) for a, b in zip(expected, outputs(model), strict=True))
 
 
 def test_a_file_for_other_layers_is_refused(tmp_path):
