@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
+from modules.batch import Batch
 from modules.console import OUR_LOGGERS
 
 if TYPE_CHECKING:
@@ -84,6 +86,19 @@ def enable_checkpointing(model: DiffusionModel, networks: Mapping[str, Any]) -> 
         if trained or f"text_encoders.{number}" in reached:
             encoder.module.activation_checkpointing_enable()
             encoder.module.train()  # transformers checkpoints in training mode only
+
+
+class LossModule(nn.Module):
+    """All that may be trained under one forward, so that one wrapper synchronises all of it."""
+
+    def __init__(self, compute: Callable[[Batch], Tensor], modules: Sequence[Any]):
+        super().__init__()
+        self.parts = nn.ModuleList(modules)
+        self.compute = compute
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a batch."""
+        return self.compute(batch)
 
 
 def set_attention(model: DiffusionModel, kernel: str) -> None:

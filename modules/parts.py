@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -174,7 +175,15 @@ def build_objective(config: Config, model: DiffusionModel) -> Any:
 
 def build_optimizer(config: Config, groups: list[ParameterGroup]) -> Any:
     """The optimizer over all parameter groups."""
-    return build(config.optimizer.module, config.optimizer.args, as_optimizer_groups(groups))
+    path = config.optimizer.module
+    optimizer = build(path, config.optimizer.args, as_optimizer_groups(groups))
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"{path} evaluates the loss several times in a step, which is not done here; use "
+            "another, such as torch.optim.AdamW"
+        )
+    return optimizer
 
 
 def build_schedule(section: LrSchedulerConfig, optimizer: Any, *, total: int) -> Any:

@@ -95,17 +95,18 @@ class GridSampler:
         for start in range(0, len(self.prompts), self.batch_size):
             prompts = self.prompts[start : start + self.batch_size]
             seeds = [self.seed + start + n for n in range(len(prompts))]
-            images += draw_images(
-                run.model,
-                list(run.networks.values()),
-                prompts=prompts,
-                negative_prompt=self.negative_prompt,
-                seeds=seeds,
-                size=(self.width, self.height),
-                num_inference_steps=self.num_inference_steps,
-                guidance_scale=self.guidance_scale,
-                autocast=run.autocast,
-            )
+            with run.usable_weights():
+                images += draw_images(
+                    run.model,
+                    list(run.networks.values()),
+                    prompts=prompts,
+                    negative_prompt=self.negative_prompt,
+                    seeds=seeds,
+                    size=(self.width, self.height),
+                    num_inference_steps=self.num_inference_steps,
+                    guidance_scale=self.guidance_scale,
+                    autocast=run.autocast,
+                )
         return images
 
 

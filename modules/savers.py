@@ -60,6 +60,13 @@ class WeightsSaver:
         Raises:
             RunError: a tensor is not finite; nothing is written then.
         """
+        with run.usable_weights():
+            written = self._write(run, suffix)
+        for path in written:
+            logger.info("saved %s", path)
+        return written
+
+    def _write(self, run: Run, suffix: str) -> list[Path]:
         trained = {n: network for n, network in run.networks.items() if is_trained(network)}
         check_finite(run, trained)
         written = []
@@ -75,8 +82,6 @@ class WeightsSaver:
                 path, lambda temporary: run.model.save_pretrained(temporary, dtype=self._dtype)
             )
             written.append(path)
-        for path in written:
-            logger.info("saved %s", path)
         return written
 
     def _rotate(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from modules.batch import Batch, DenoiserInputs
+from modules.engine import LossModule
 from modules.errors import RunError
 from modules.loading import Group, step_groups
 from modules.metrics import Metrics
@@ -89,7 +90,10 @@ class Trainer:
         self._logged_at = time.perf_counter()
         self._rates: list[float] = lr_scheduler.get_last_lr()
         self._bar = tqdm(disable=True)
-        self._loss, self.optimizer = accelerator.prepare(_Loss(self), optimizer)
+        self._loss, self.optimizer = accelerator.prepare(
+            LossModule(self.loss, [*model.components().values(), *self.networks.values()]),
+            optimizer,
+        )
 
     @classmethod
     def from_config(cls, config: Config, *, check: bool = False) -> Trainer | None:
@@ -166,6 +170,7 @@ class Trainer:
         self.sampler.sample_if_due(self, last=False)
         self._logged_at = time.perf_counter()
         groups = self.step_groups()
+        self.optimizer.train()
         shown = self.accelerator.is_main_process
         try:
             self._bar = tqdm(total=self.max_train_steps, desc="training", disable=not shown)
@@ -179,6 +184,7 @@ class Trainer:
                 self.saver.save_if_due(self, last=last)
                 self.sampler.sample_if_due(self, last=last)
                 self._bar.update()
+            self.accelerator.wait_for_everyone()  # nobody leaves while another still writes
         finally:
             self._bar.close()
             if shown:
@@ -227,20 +233,15 @@ class Trainer:
         """Finished and begun passes over the dataset at this step, counted from 1."""
         return max(1, -(-self.step // self.steps_per_epoch))
 
+    @contextlib.contextmanager
+    def usable_weights(self) -> Iterator[None]:
+        """The weights as they are to be used; schedule-free optimizers train on others."""
+        self.optimizer.eval()
+        try:
+            yield
+        finally:
+            self.optimizer.train()
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of training, for sampling in the same."""
         return self.accelerator.autocast()
-
-
-class _Loss(nn.Module):
-    """All that is trained under one forward, so that one wrapper synchronises all of it."""
-
-    def __init__(self, trainer: Trainer):
-        super().__init__()
-        components = trainer.model.components()
-        self.components = nn.ModuleList(components.values())
-        self.networks = nn.ModuleList(trainer.networks.values())  # type: ignore[arg-type]
-        self._compute = trainer.loss
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self._compute(batch)

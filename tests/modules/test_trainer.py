@@ -279,7 +279,7 @@ def test_every_image_is_seen_once_an_epoch(write_config):
         seen.extend(batch.names)
         return loss(batch)
 
-    trainer._loss._compute = spy
+    trainer._loss.compute = spy
     trainer.train()
     assert sorted(seen) == sorted([f"image{n:03d}" for n in range(8)] * 3)
 
@@ -385,3 +385,48 @@ def test_resuming_takes_the_files_rank_and_says_so(write_config, capfd):
     with safe_open(second.directory / "second.safetensors", framework="pt") as file:
         assert file.metadata()["ss_network_dim"] == "4"
         assert file.metadata()["ss_network_alpha"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("path", "args"),
+    [
+        ("torch.optim.SGD", {"momentum": 0.9}),
+        ("torch.optim.Adafactor", {}),
+        ("prodigyopt.Prodigy", {"weight_decay": 0.01}),
+        ("schedulefree.AdamWScheduleFree", {"warmup_steps": 1}),
+    ],
+)
+def test_optimizers_of_any_package_train(write_config, path, args):
+    sample = {"prompts": ["a cat"], "width": 32, "height": 32, "num_inference_steps": 1}
+    config = load(
+        write_config(
+            networks=LORA,
+            optimizer={"module": path, "args": args},
+            train={"max_train_steps": 4, "learning_rate": 0.1},
+            save={"every_steps": 2},
+            sample={**sample, "every_steps": 2},
+        )
+    )
+    trainer = Trainer.from_config(config)
+    start = snapshot(trainer.networks["lora"])
+    trainer.train()
+    assert not same(start, snapshot(trainer.networks["lora"]))
+
+
+def test_schedule_free_weights_are_saved_as_they_are_to_be_used(write_config):
+    optimizer = {"module": "schedulefree.AdamWScheduleFree", "args": {}}
+    path = write_config(networks=LORA, optimizer=optimizer, train={"max_train_steps": 4})
+    trainer = train(path, "train.learning_rate=0.01")
+    saved = load_file(trainer.directory / "run.safetensors")
+    layers = trainer.networks["lora"].layers
+    training = snapshot(layers)
+    trainer.optimizer.eval()
+    usable = snapshot(layers)
+    assert max((usable[key] - training[key]).abs().max() for key in saved) > 1e-4
+    assert all(torch.allclose(usable[key], saved[key], atol=1e-6) for key in saved)
+
+
+def test_an_optimizer_that_wants_a_closure_is_refused(write_config):
+    path = write_config(networks=LORA, optimizer={"module": "torch.optim.LBFGS", "args": {}})
+    with pytest.raises(ConfigError, match=r"optimizer: .*LBFGS"):
+        Trainer.from_config(load(path))
