@@ -42,6 +42,7 @@ from modules.protocols import Network
 from modules.run_folder import create_run_folder, next_run_folder
 from modules.savers import output_names
 from modules.schedule import total_steps
+from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
 from modules.trainer import Trainer
 
@@ -105,7 +106,9 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         mixed_precision=train.mixed_precision,
         gradient_checkpointing=train.gradient_checkpointing,
     )
-    set_attention(parts.model, train.attention)
+    set_attention(parts.model, parts.networks, train.attention)
+    if train.tome_ratio:
+        _explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
     optimizer = _explained("optimizer", lambda: build_optimizer(config, parts.groups))
     saver = _explained("save", lambda: build_saver(config))
     directory = _explained("", lambda: _shared_run_folder(config, accelerator))
@@ -143,6 +146,7 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         sampler=parts.sampler if is_main else NoSamples(),
         max_train_steps=plan.max_train_steps,
         steps_per_epoch=plan.steps_per_epoch,
+        minibatch_repeat=train.minibatch_repeat,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         max_grad_norm=train.max_grad_norm,
         log_every=train.log_every,
@@ -163,9 +167,12 @@ def _load_parts(config: Config, *, weights: bool) -> _Parts:
     for name, network in config.networks.items():
         action = partial(build_network, network, dataset, model)
         networks[name] = _explained(f"networks.{name}", action)
+    if hasattr(dataset, "check_text_cache"):
+        _explained("dataset", lambda: dataset.check_text_cache(model, networks))
     sampler = _explained("sample", lambda: build_sampler(config))
-    if hasattr(sampler, "check"):
-        _explained("sample", lambda: sampler.check(model))
+    if hasattr(sampler, "prepare"):
+        action = partial(sampler.prepare, model=model, networks=networks, dataset=dataset)
+        _explained("sample", action)
     return _Parts(
         dataset=dataset,
         model=model,
@@ -182,7 +189,7 @@ def _batch_sampler(
 ) -> BucketBatchSampler:
     return BucketBatchSampler(
         dataset.buckets,
-        batch_size=config.train.batch_size,
+        batch_size=config.train.batch_size // config.train.minibatch_repeat,
         shuffle=config.dataset.shuffle,
         seed=config.train.seed,
         rank=rank,
@@ -199,6 +206,7 @@ def _make_plan(config: Config, parts: _Parts, batch_sampler: BucketBatchSampler)
         dataset=parts.dataset,
         batches=len(batch_sampler),
         batch_size=train.batch_size,
+        minibatch_repeat=train.minibatch_repeat,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         steps_per_epoch=steps_per_epoch,
         max_train_steps=total_steps(
@@ -208,7 +216,7 @@ def _make_plan(config: Config, parts: _Parts, batch_sampler: BucketBatchSampler)
         ),
         outputs=output_names(
             str(config.save.name),
-            [name for name, network in config.networks.items() if network.train],
+            {n: parts.networks[n] for n, section in config.networks.items() if section.train},
             trains_base=bool(parts.trained_base),
         ),
     )

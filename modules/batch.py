@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class Sample:
     mask: Tensor | None = None  # (1, h, w)
     original_size: tuple[int, int] | None = None  # height, width before resizing
     crop_top_left: tuple[int, int] | None = None  # top, left in the resized image
+    text: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -35,7 +36,9 @@ class Batch:
     mask: Tensor | None = None  # (B, 1, h, w), weight of each position in the loss
     original_size: Tensor | None = None  # (B, 2) height, width before resizing
     crop_top_left: Tensor | None = None  # (B, 2)
+    text: Mapping[str, Tensor] = field(default_factory=dict)  # cached outputs of `encode_text`
     extras: Mapping[str, Tensor] = field(default_factory=dict)  # what networks ask for
+    is_negative: Tensor | None = None  # (B,) bool: the negative prompts of guidance, if any
 
     def to(self, device: torch.device) -> Batch:
         """Copy every tensor to `device`, without waiting for the copy where memory is pinned."""
@@ -44,6 +47,17 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; the dataloader calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
+
+    def repeat(self, count: int) -> Batch:
+        """Return the batch with each image `count` times, one beside the other."""
+        if count == 1:
+            return self
+        repeated = self._map(lambda tensor: tensor.repeat_interleave(count, dim=0))
+        return replace(
+            repeated,
+            captions=[caption for caption in self.captions for _ in range(count)],
+            names=[name for name in self.names for _ in range(count)],
+        )
 
     def _map(self, move) -> Batch:
         values = {key: _map_tensors(value, move) for key, value in vars(self).items()}
@@ -74,7 +88,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
     if any(mask is not None for mask in masks):
         known = next(mask for mask in masks if mask is not None)
         masks = [torch.ones_like(known) if mask is None else mask for mask in masks]
-    keys = dict.fromkeys(key for sample in samples for key in sample.extras)
     return Batch(
         captions=[sample.caption for sample in samples],
         names=[sample.name for sample in samples],
@@ -83,12 +96,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
         mask=_stack(samples, "mask", masks),
         original_size=_stack(samples, "original_size", [s.original_size for s in samples]),
         crop_top_left=_stack(samples, "crop_top_left", [s.crop_top_left for s in samples]),
-        extras={
-            key: stacked
-            for key in keys
-            if (stacked := _stack(samples, key, [s.extras.get(key) for s in samples])) is not None
-        },
+        text=_stack_by_key(samples, [sample.text for sample in samples]),
+        extras=_stack_by_key(samples, [sample.extras for sample in samples]),
     )
+
+
+def _stack_by_key(
+    samples: Sequence[Sample], values: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    keys = dict.fromkeys(key for each in values for key in each)
+    stacked = {key: _stack(samples, key, [each.get(key) for each in values]) for key in keys}
+    return {key: tensor for key, tensor in stacked.items() if tensor is not None}
 
 
 def _stack(samples: Sequence[Sample], key: str, values: list) -> Tensor | None:

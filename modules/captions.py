@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from modules.files import files_by_name
 
 CAPTION_SUFFIXES = (".caption", ".txt")
 """Suffixes of caption files; where an image has both, the first wins."""
@@ -55,6 +57,21 @@ def find_caption(
             if path.is_file():
                 return path
     return None
+
+
+def find_captions(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """Map those of a dataset's images that have a caption file to its path within the dataset.
+
+    Files are in captions/, or beside the images of older datasets.
+    """
+    suffixes = files_by_name(directory / "captions", CAPTION_SUFFIXES)
+    files = {}
+    for name in names:
+        if name in suffixes:
+            files[name] = f"captions/{name}{suffixes[name]}"
+        elif path := find_caption(directory, name):
+            files[name] = path.relative_to(directory).as_posix()
+    return files
 
 
 def read_caption(path: Path) -> str:

@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import pkgutil
+import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from modules.hints import nearest
 from modules.schema import convert
 
+logger = logging.getLogger(__name__)
+
 PIP_LINES = {
     "bitsandbytes": "pip install bitsandbytes",
+    "came_pytorch": "pip install came-pytorch",
     "prodigyopt": "pip install prodigyopt",
+    "prodigyplus": "pip install prodigy-plus-schedule-free",
     "pytorch_optimizer": "pip install pytorch-optimizer",
     "lion_pytorch": "pip install lion-pytorch",
     "schedulefree": "pip install schedulefree",
     "dadaptation": "pip install dadaptation",
     "torchao": "pip install torchao",
 }
+
+_WRONG_CALL = re.compile(r"unexpected keyword argument|missing \d+ required")
 
 
 def resolve(path: str) -> Any:
@@ -39,9 +50,9 @@ def resolve(path: str) -> Any:
         module = importlib.import_module(module_path)
     except ImportError as error:
         raise ValueError(_import_problem(module_path, error)) from error
-    except Exception as error:  # a fault in a file of the person's own
-        kind = type(error).__name__
-        raise ValueError(f"importing {module_path} failed: {kind}: {error}") from error
+    except (Exception, SystemExit) as error:  # a fault in a file of the person's own
+        reason = f"{type(error).__name__}: {_reason(error)}"
+        raise ValueError(f"importing {module_path} failed: {reason}") from error
     if not hasattr(module, name):
         public = [n for n, value in vars(module).items() if n[:1] != "_" and callable(value)]
         raise ValueError(f"{module_path} has no {name!r}{nearest(name, public)}")
@@ -73,6 +84,7 @@ def argument_faults(
         for name, parameter in parameters.items()
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
+    offered = [name for name in known if name not in supplied]
     collected = _Faults(where)
     hints = _hints(target)
     for key, value in args.items():
@@ -81,8 +93,10 @@ def argument_faults(
         elif key in known:
             convert(value, hints.get(key, Any), collected, (key,))
         elif not open_ended:
-            offered = [name for name in known if name not in supplied]
             collected.fault((key,), f"{path} takes no argument {key!r}{_offer(key, offered)}")
+        elif near := nearest(key, offered):
+            idle = f"{path} names no such argument, so it may have no effect"
+            logger.warning("%s.args.%s: %s%s", where, key, idle, near)
     for name in known:
         given = name in args or name in supplied
         if parameters[name].default is inspect.Parameter.empty and not given:
@@ -91,7 +105,11 @@ def argument_faults(
 
 
 def build(path: str, args: Mapping[str, Any], /, *positional: Any, **supplied: Any) -> Any:
-    """Call the component at `path`, its arguments converted to what its signature says."""
+    """Call the component at `path`, its arguments converted to what its signature says.
+
+    Raises:
+        ValueError: an argument is wrong, or the component needs what is not installed.
+    """
     target = resolve(path)
     hints = _hints(target)
     collected = _Faults(path)
@@ -100,7 +118,14 @@ def build(path: str, args: Mapping[str, Any], /, *positional: Any, **supplied: A
     }
     if collected.lines:
         raise ValueError("; ".join(collected.lines))
-    return target(*positional, **arguments, **supplied)
+    try:
+        return target(*positional, **arguments, **supplied)
+    except (ImportError, NotImplementedError) as error:  # of packages: they refuse a setting
+        raise ValueError(f"{path}: {_reason(error)}") from error
+    except TypeError as error:  # of arguments that are passed on
+        if not _WRONG_CALL.search(str(error)):
+            raise
+        raise ValueError(f"{path}: {_reason(error)}") from error
 
 
 def accepts(path: str, name: str) -> bool:
@@ -144,12 +169,30 @@ def _import_problem(module_path: str, error: ImportError) -> str:
     package = module_path.partition(".")[0]
     missing = getattr(error, "name", None)
     if missing is None or not f"{module_path}.".startswith(f"{missing}."):
-        return f"importing {module_path} failed: {error}"
+        pip_line = PIP_LINES.get(str(missing).partition(".")[0])
+        advice = f"; {pip_line}" if pip_line else ""
+        return f"importing {module_path} failed: {_reason(error)}{advice}"
     if package in PIP_LINES:
         return f"the package {package} is not installed; {PIP_LINES[package]}"
     near = nearest(missing.rpartition(".")[2], _siblings(missing))
     advice = near or "; is it spelled right, installed, or beside main.py?"
     return f"there is no module {missing!r}{advice}"
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error's message, and where in a file of ours or the person's it is."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, SyntaxError):  # names its own file and line
+        return said
+    paths = sysconfig.get_paths()
+    libraries = tuple(paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)[1:]  # the first is of this file
+        if not frame.filename.startswith(("<", *libraries))
+    ]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return said + place
 
 
 def _siblings(module_path: str) -> list[str]:

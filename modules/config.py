@@ -5,7 +5,6 @@ Nothing here imports torch, so a faulty file is answered at once.
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,11 +13,12 @@ from omegaconf import MISSING
 
 from modules.config_faults import check_meaning
 from modules.errors import ConfigError
+from modules.legacy import keep, translate
 from modules.schema import Minimum, Within, build_section
-from modules.yaml_source import YamlSource
+from modules.yaml_source import YamlSource, escape
 from modules.yaml_text import dump
 
-__all__ = ["Config", "ConfigError", "load", "to_yaml"]
+__all__ = ["Config", "ConfigError", "keep_translation", "load", "to_yaml"]
 
 Count = Annotated[int, Minimum(1)]
 Natural = Annotated[int, Minimum(0)]
@@ -69,7 +69,7 @@ class NetworkConfig:
     train: bool = True
     """false: applied, but not trained."""
     resume: str | None = None
-    """A file of this network to begin with."""
+    """A file of this network to begin with; of a ControlNet its directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,11 @@ class TrainConfig:
     """Batches of one optimizer step."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+    minibatch_repeat: Count = 1
+    """Each image stands so many times in its batch, with other noise and timesteps; `batch_size`
+    counts the repeats."""
+    tome_ratio: Annotated[float, Within(0, 0.75)] | None = None
+    """Merge this part of the tokens in the UNet's self-attention: faster, a little less exact."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the computation; trained weights stay in float32."""
     max_grad_norm: NonNegative = 1.0
@@ -157,8 +162,14 @@ class SaveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    prompts: list[str] | str = MISSING
-    """Prompts of the validation images: a list, or a text file with one in each line."""
+    prompts: list[str] | str | None = None
+    """Prompts of the validation images: a list, or a text file with one in each line; null takes
+    captions of the dataset."""
+    num_images: Count = 4
+    """How many captions of the dataset are taken."""
+    extras: dict[str, list[str]] = field(default_factory=dict)
+    """Files for what networks ask for, one for each prompt or one for all: `{control: [a.png]}`;
+    without them the dataset's own serve."""
     negative_prompt: str = ""
     """What the images should not show."""
     width: Count = 512
@@ -169,6 +180,8 @@ class SampleConfig:
     """Denoising steps of an image."""
     guidance_scale: NonNegative = 7.5
     """Classifier-free guidance; 1 switches it off."""
+    tome: bool = False
+    """Merge tokens as `train.tome_ratio` says; false draws with all of them."""
     seed: Natural = 0
     """Seed of the first prompt; the second has one more, and so on."""
     every_epochs: Count | None = None
@@ -216,7 +229,9 @@ def load(path: str | Path, *overrides: str) -> Config:
     Raises:
         ConfigError: lists every fault of schema, type and path that the file has.
     """
-    source = YamlSource.read(Path(path), overrides)
+    source = YamlSource.from_file(Path(path))
+    source.apply(translate(source, overrides, today=Config))
+    source.resolve()
     config: Config = build_section(Config, source.values, source)
     check_meaning(config, source)
     source.raise_if_faulty()
@@ -227,15 +242,12 @@ def load(path: str | Path, *overrides: str) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The whole config, defaults included, as YAML that `load` reads back."""
-    return dump(_escape(asdict(config)))
+    return dump(escape(asdict(config)))
 
 
-def _escape(value: Any) -> Any:
-    """Text with `${` in it as text that is no interpolation."""
-    if isinstance(value, dict):
-        return {key: _escape(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escape(item) for item in value]
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
-    return value
+def keep_translation(path: str | Path, *overrides: str, check: bool = False) -> None:
+    """Write what a YAML in the original sd-trainer's keys means today, and log where.
+
+    Another YAML is left alone; with `check` nothing is written.
+    """
+    keep(Path(path), overrides, today=Config, check=check)

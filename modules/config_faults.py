@@ -23,6 +23,7 @@ def check_meaning(config: Config, faults: YamlSource) -> None:
     """Note what the values of a well-typed config say wrong together."""
     _check_paths(config, faults)
     _check_length(config, faults)
+    _check_batch(config, faults)
     _check_trained(config, faults)
     for section, value in (("save", config.save), ("sample", config.sample)):
         if value is not None and value.every_epochs and value.every_steps:
@@ -51,10 +52,11 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
         if problem:
             faults.fault(("model", "vae"), problem)
     for name, network in config.networks.items():
-        if network.resume is not None and not _is_file(network.resume):
+        resume = network.resume
+        if resume is not None and not _is_file(resume) and not _is_dir(resume):
             faults.fault(
                 ("networks", name, "resume"),
-                f"{quote(network.resume)} is not a file{_near_path(network.resume)}",
+                f"{quote(resume)} is neither a file nor a directory{_near_path(resume)}",
             )
     path = config.dataset.args.get("path")
     if isinstance(path, str) and path != MISSING and not config.prepare and not _is_dir(path):
@@ -65,9 +67,16 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
         problem = _prompts_problem(config.sample.prompts)
         if problem:
             faults.fault(("sample", "prompts"), problem)
+        for key, files in config.sample.extras.items():
+            for file in files:
+                if not _is_file(file):
+                    fault = f"{quote(file)} is not a file{_near_path(file)}"
+                    faults.fault(("sample", "extras", key), fault)
 
 
-def _prompts_problem(prompts: list[str] | str) -> str | None:
+def _prompts_problem(prompts: list[str] | str | None) -> str | None:
+    if prompts is None:
+        return None
     if not prompts:
         return "is empty; give a prompt or leave `sample` out"
     if isinstance(prompts, list) or _is_file(prompts):
@@ -144,6 +153,17 @@ def _check_length(config: Config, faults: YamlSource) -> None:
     if train.max_train_steps is not None and train.max_train_epochs is not None:
         faults.fault(
             ("train", "max_train_steps"), "is given beside max_train_epochs; keep one of them"
+        )
+
+
+def _check_batch(config: Config, faults: YamlSource) -> None:
+    size, repeats = config.train.batch_size, config.train.minibatch_repeat
+    if any(faults.is_faulty(("train", key)) for key in ("batch_size", "minibatch_repeat")):
+        return
+    if size % repeats:
+        faults.fault(
+            ("train", "batch_size"),
+            f"{size} is no multiple of minibatch_repeat {repeats}, and it counts the repeats",
         )
 
 

@@ -59,7 +59,8 @@ def quiet_libraries() -> None:
     }
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
-    for name in ("xformers", "torch.distributed.elastic"):  # xformers without CUDA warns at import
+    # xformers without CUDA and bitsandbytes without kernels that nobody asked for warn at import.
+    for name in ("xformers", "bitsandbytes.backends", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)

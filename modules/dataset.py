@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,16 +15,21 @@ from torch.utils.data import Dataset
 
 from modules.batch import Sample
 from modules.buckets import BucketIndex, Size
-from modules.captions import CAPTION_SUFFIXES, CaptionProcessor, find_caption, read_caption
+from modules.captions import CaptionProcessor, find_captions, read_caption
 from modules.dataset_files import (
     Kind,
     SideInput,
     list_names,
     raise_faults,
     read_array,
+    read_geometry,
     read_shape,
 )
-from modules.files import Journal, files_by_name
+from modules.files import files_by_name
+from modules.text_cache import TextCache, open_text_cache
+
+if TYPE_CHECKING:
+    from modules.models.base import DiffusionModel
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +40,9 @@ class LatentDataset(Dataset[Sample]):
     `extras` names the side inputs: `{control: image}` reads control/<name>.png as (3, H, W) in
     0..1, `{pfg: npz}` the array in pfg/<name>.npz. `prompt` stands for every caption. What is
     random about a caption depends on (`seed`, epoch, index) only, not on workers or on a resume.
+    `normalize_mask` divides each mask by its mean, so that an image of which little is trained
+    counts as much as others. `text_cache` reads the text encoders' outputs from text/ where all
+    captions are as cached.
 
     Raises:
         ValueError: an argument is wrong or files are missing; lists all that is.
@@ -49,8 +59,10 @@ class LatentDataset(Dataset[Sample]):
         shuffle_caption: bool = False,
         keep_tokens: int = 0,
         mask: bool = False,
+        normalize_mask: bool = False,
         extras: Mapping[str, Kind] | None = None,
         allow_missing_captions: bool = False,
+        text_cache: bool = False,
         seed: int = 0,
     ) -> None:
         self.path = Path(path)
@@ -75,13 +87,15 @@ class LatentDataset(Dataset[Sample]):
         # Workers that live longer than an epoch see it change, since they share this memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._mask = SideInput(self.path, "mask", "npz") if mask else None
+        self._normalize_mask = normalize_mask
         self._extras = [SideInput(self.path, key, kind) for key, kind in (extras or {}).items()]
-        self._captions = self._find_captions() if prompt is None else {}
+        self._captions = find_captions(self.path, self.names) if prompt is None else {}
         faults = [*self._find_missing_files()]
         if prompt is None and not allow_missing_captions:
             faults += self._find_missing_captions()
         raise_faults(self.path, faults)
-        self._geometry = self._read_geometry()
+        self._geometry = read_geometry(self.path, self.names)
+        self._text = self._open_text_cache() if text_cache else None
 
     @property
     def provides(self) -> frozenset[str]:
@@ -95,13 +109,15 @@ class LatentDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
         geometry = None if self._geometry is None else self._geometry[index].tolist()
+        caption = self.caption(index)
         return Sample(
             name=name,
-            caption=self.caption(index),
+            caption=caption,
             latents=read_array(self.path / _latents_file(name)),  # (C, h, w)
             mask=self._read_mask(name),
             original_size=geometry and (geometry[0], geometry[1]),
             crop_top_left=geometry and (geometry[2], geometry[3]),
+            text=self._text.read(name, caption) if self._text else {},
             extras={extra.key: extra.read(name) for extra in self._extras},
         )
 
@@ -111,13 +127,14 @@ class LatentDataset(Dataset[Sample]):
 
     def caption(self, index: int) -> str:
         """Return the final caption of an image in the current epoch."""
-        caption = self.prompt
-        if caption is None:
-            file = self._captions.get(self.names[index])
-            caption = read_caption(self.path / file) if file else ""
         # The last number keeps these draws apart from others that begin with the same seed.
         rng = np.random.default_rng([self.seed, int(self._epoch), index, 0xCA97])
-        return self.process_caption(caption, rng)
+        return self.process_caption(self._read_caption(self.names[index]), rng)
+
+    def whole_caption(self, index: int) -> str:
+        """Return an image's caption with its prefix, neither shuffled nor dropped."""
+        caption = self._read_caption(self.names[index])
+        return self.process_caption.prefix + caption
 
     def summary(self) -> list[str]:
         """Describe the dataset in a few lines: buckets, captions, three final captions."""
@@ -167,20 +184,37 @@ class LatentDataset(Dataset[Sample]):
             if extra.kind == "image" and (found := extra.size(name)) != size:
                 yield extra.file(name), f"size {found}"
 
+    def check_text_cache(self, model: DiffusionModel, networks: Mapping[str, Any]) -> None:
+        """Check that cached text is what `model` with `networks` would make of the captions.
+
+        Raises:
+            ValueError: a text encoder is trained or changed, or the model is another one.
+        """
+        if self._text is not None:
+            self._text.check(model, networks)
+
+    def _open_text_cache(self) -> TextCache | None:
+        if self.process_caption.shuffle:
+            logger.warning("text_cache: has no effect, since shuffle_caption changes the captions")
+            return None
+        finish = replace(self.process_caption, caption_dropout=0.0)
+        rng = np.random.default_rng(0)  # nothing is drawn
+        captions = {name: finish(self._read_caption(name), rng) for name in self.names}
+        return open_text_cache(self.path / "text", captions)
+
+    def _read_caption(self, name: str) -> str:
+        if self.prompt is not None:
+            return self.prompt
+        file = self._captions.get(name)
+        return read_caption(self.path / file) if file else ""
+
     def _read_mask(self, name: str) -> Tensor | None:
         if self._mask is None or name not in self._mask:
             return None
         mask = self._mask.read(name)
+        if self._normalize_mask:
+            mask = mask / mask.mean().clamp(min=1e-6)
         return mask[None] if mask.ndim == 2 else mask  # (1, h, w)
-
-    def _find_captions(self) -> dict[str, str]:
-        """Map names to caption files: in captions/, else beside the images of older datasets."""
-        suffixes = files_by_name(self.path / "captions", CAPTION_SUFFIXES)
-        files = {name: f"captions/{name}{suffix}" for name, suffix in suffixes.items()}
-        for name in self.names:
-            if name not in files and (path := find_caption(self.path, name)):
-                files[name] = path.relative_to(self.path).as_posix()
-        return files
 
     def _find_missing_files(self) -> Iterator[str]:
         """Yield a fault for every kind of file that images lack."""
@@ -210,26 +244,6 @@ class LatentDataset(Dataset[Sample]):
 
     def _describe(self, kind: str, missing: list[str], advice: str) -> str:
         return f"{kind}: {len(missing)} of {len(self)} missing: {list_names(missing)}; {advice}"
-
-    def _read_geometry(self) -> np.ndarray | None:
-        """Return height and width before resizing, top and left of the crop, for each image."""
-        entries = Journal(self.path / "images.jsonl").entries
-        rows = []
-        for name in self.names:
-            entry = entries.get(name, {})
-            try:
-                (width, height), (top, left) = entry["original_size"], entry["crop_top_left"]
-            except (KeyError, TypeError, ValueError):
-                if entries:
-                    logger.warning(
-                        "%s/images.jsonl: has no sizes of %s; original sizes are not used, run "
-                        "preprocess/bucketing.py again to have them",
-                        self.path,
-                        name,
-                    )
-                return None
-            rows.append((height, width, top, left))
-        return np.array(rows, dtype=np.int32)
 
 
 def _latents_file(name: str) -> str:

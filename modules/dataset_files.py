@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modules.files import files_by_name
+from modules.files import Journal, files_by_name
 from modules.images import IMAGE_SUFFIXES, Size, open_image, read_size, to_tensor
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["npz", "image"]
 
@@ -78,6 +81,16 @@ def read_array(path: Path) -> Tensor:
         return torch.from_numpy(np.asarray(array, dtype=np.float32))
 
 
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """Read all arrays of a .npz file, as they are.
+
+    Raises:
+        ValueError: as `read_array`.
+    """
+    with _naming(path), np.load(path, allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
 def read_shape(path: Path) -> tuple[int, ...]:
     """Return the shape of an array that `read_array` reads, from its header.
 
@@ -96,6 +109,30 @@ def _parse_header(header: bytes) -> tuple[int, ...]:
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("its header is not of version 1.0")
     return np.lib.format.read_array_header_1_0(file)[0]
+
+
+def read_geometry(directory: Path, names: Sequence[str]) -> np.ndarray | None:
+    """Return height and width before resizing, top and left of the crop, for each image.
+
+    They stand in images.jsonl; None, with a warning, if they don't for one of the images.
+    """
+    entries = Journal(directory / "images.jsonl").entries
+    rows = []
+    for name in names:
+        entry = entries.get(name, {})
+        try:
+            (width, height), (top, left) = entry["original_size"], entry["crop_top_left"]
+        except (KeyError, TypeError, ValueError):
+            if entries:
+                logger.warning(
+                    "%s/images.jsonl: has no sizes of %s; original sizes are not used, run "
+                    "preprocess/bucketing.py again to have them",
+                    directory,
+                    name,
+                )
+            return None
+        rows.append((height, width, top, left))
+    return np.array(rows, dtype=np.int32)
 
 
 def list_names(names: Sequence[str]) -> str:

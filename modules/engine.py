@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,8 @@ def prepare_modules(
 
 def enable_checkpointing(model: DiffusionModel, networks: Mapping[str, Any]) -> None:
     """Recompute activations in the backward pass of every component that gradients pass through."""
-    model.denoiser.enable_gradient_checkpointing()
+    for module in [model.denoiser, *_diffusers_models(networks)]:
+        module.enable_gradient_checkpointing()
     reached = {group for network in networks.values() for group in network.parameter_groups()}
     for number, encoder in enumerate(model.text_encoders):
         trained = any(parameter.requires_grad for parameter in encoder.module.parameters())
@@ -101,12 +102,21 @@ class LossModule(nn.Module):
         return self.compute(batch)
 
 
-def set_attention(model: DiffusionModel, kernel: str) -> None:
+def _diffusers_models(networks: Mapping[str, Any]) -> Iterator[Any]:
+    """Models of diffusers that networks consist of, such as a ControlNet."""
+    from diffusers import ModelMixin
+
+    for network in networks.values():
+        yield from (part for part in network.modules() if isinstance(part, ModelMixin))
+
+
+def set_attention(model: DiffusionModel, networks: Mapping[str, Any], kernel: str) -> None:
     """Choose the denoiser's attention kernels; SDPA is diffusers' default and always works."""
     if kernel == "sdpa":
         return
     try:
-        model.denoiser.enable_xformers_memory_efficient_attention()
+        for module in [model.denoiser, *_diffusers_models(networks)]:
+            module.enable_xformers_memory_efficient_attention()
     except (ImportError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         logger.warning("train.attention: xformers can't be used here (%s); using sdpa", reason)

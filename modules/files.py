@@ -28,11 +28,11 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it takes that name if no error is raised.
 
-    For writers that want a path, e.g. safetensors' `save_file`.
+    For writers that want a path, e.g. safetensors' `save_file`; it ends as `path` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not derived from the file's name, which may already have the greatest length allowed.
-    temporary = path.parent / f".{os.getpid()}-{threading.get_ident()}.tmp"
+    temporary = path.parent / f".{os.getpid()}-{threading.get_ident()}.tmp{path.suffix}"
     try:
         yield temporary
         with temporary.open("rb+") as file:

@@ -27,7 +27,7 @@ def key_hint(key: str, path: tuple[str, ...], section: type, root: type) -> str:
     target = FOREIGN_NAMES.get(key, key)
     if target not in own:
         place = PLACES.get(target)
-        if place is None:
+        if place is None or place.partition(".")[0] not in _field_names(root):
             place = next((f"{name}.{target}" for name in _sections_with(target, root)), None)
         if place is not None:
             if path[:1] == ("networks",):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from modules.component import accepts
 from modules.config import Config, LrSchedulerConfig
 
 
@@ -35,4 +40,16 @@ def idle_settings(config: Config) -> list[str]:
             lines.append(f"networks.{name} changes nothing with train: false and no resume")
         if network.learning_rate is not None and not network.train:
             lines.append(f"networks.{name}.learning_rate has no effect with train: false")
+    lines += _not_taken("save", save, needed=("name", "directory"))
+    lines += _not_taken("sample", config.sample, needed=("prompts",))
     return lines
+
+
+def _not_taken(where: str, section: Any, *, needed: tuple[str, ...]) -> Iterator[str]:
+    """Name the settings that a saver or sampler of the person's own does not ask for."""
+    for field in fields(section) if section is not None else ():
+        usual = field.name in ("module", "args", *needed)
+        if usual or getattr(section, field.name) == field.default:
+            continue
+        if not accepts(section.module, field.name):
+            yield f"{where}.{field.name} has no effect: {section.module} takes no such argument"

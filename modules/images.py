@@ -66,7 +66,25 @@ def read_size(path: Path) -> Size:
         raise ValueError(_describe(path, error)) from error
 
 
-def resize_and_crop(image: Image.Image, size: Size) -> tuple[Image.Image, tuple[int, int], Size]:
+def open_alpha(path: Path) -> Image.Image | None:
+    """Open an image file's transparency, upright: 0 is clear, 255 is solid; None if it has none.
+
+    Raises:
+        ValueError: as `open_image`.
+    """
+    try:
+        with _open(path) as image:
+            image.load()
+            if not image.has_transparency_data:
+                return None
+            return _turn_upright(image).convert("RGBA").getchannel("A")
+    except Exception as error:
+        raise ValueError(_describe(path, error)) from error
+
+
+def resize_and_crop(
+    image: Image.Image, size: Size, *, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> tuple[Image.Image, tuple[int, int], Size]:
     """Scale an image until it covers `size` (width, height), and cut that from the centre.
 
     Returns the image, the cut's top and left in the scaled image, and the scaled width and height.
@@ -79,7 +97,7 @@ def resize_and_crop(image: Image.Image, size: Size) -> tuple[Image.Image, tuple[
     x, y = image.width / resized[0], image.height / resized[1]
     box = (left * x, top * y, (left + width) * x, (top + height) * y)
     box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
-    return image.resize(size, Image.Resampling.LANCZOS, box=box), (top, left), resized
+    return image.resize(size, resample, box=box), (top, left), resized
 
 
 def to_tensor(image: Image.Image, *, minimum: float = -1.0) -> Tensor:

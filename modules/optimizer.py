@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
+from modules.errors import RunError
 from modules.models.base import matches
 
 Rate = float | Mapping[str, float]
@@ -80,6 +81,28 @@ def as_optimizer_groups(groups: Iterable[ParameterGroup]) -> list[dict[str, Any]
         {"params": group.parameters, "lr": group.learning_rate, "name": group.name}
         for group in groups
     ]
+
+
+def make_step(optimizer: Any, *, number: int) -> None:
+    """Make optimizer step `number` of a run.
+
+    Raises:
+        RunError: an optimizer of whatever package refuses the first one: it wants other shapes,
+            second derivatives, or what else it can't have here.
+    """
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if number > 1:
+            raise
+        name = type(getattr(optimizer, "optimizer", optimizer)).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(
+            f"optimizer: {name} can't make a step here: {reason}; use another, such as "
+            "torch.optim.AdamW"
+        ) from error
 
 
 def learning_rate_schedule(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,18 +12,19 @@ import torch
 
 from modules.component import accepts, argument_faults, build
 from modules.config import Config, LrSchedulerConfig, NetworkConfig
+from modules.contracts import lacking_methods
 from modules.errors import ConfigError
 from modules.hardware import precision_fault
 from modules.hints import nearest
 from modules.models.base import DiffusionModel
 from modules.optimizer import (
     ParameterGroup,
-    as_optimizer_groups,
     base_parameters,
     check_rates,
     learning_rate_schedule,
     make_groups,
 )
+from modules.optimizer_class import make_optimizer, optimizer_faults, warn_of_low_rate
 from modules.protocols import Network, Run
 from modules.schedule import warmup_steps
 
@@ -48,12 +48,13 @@ def check_components(config: Config) -> None:
     if objective.module is not None:
         faults += argument_faults("objective", objective.module, objective.args, {"scheduler"})
     optimizer = config.optimizer
-    faults += argument_faults("optimizer", optimizer.module, optimizer.args, {"params", "lr"})
+    faults += optimizer_faults(optimizer.module, optimizer.args)
     given = _saver_arguments(config)
     faults += argument_faults("save", config.save.module, config.save.args, given)
     if config.sample is not None:
         given = _sampler_arguments(config)
         faults += argument_faults("sample", config.sample.module, config.sample.args, given)
+    faults += lacking_methods(config)
     precision = precision_fault(config.train.mixed_precision)
     if precision:
         faults.append(precision)
@@ -117,13 +118,15 @@ def build_network(section: NetworkConfig, dataset: Any, model: DiffusionModel) -
     """A network, attached to the model, resumed and frozen as its section says."""
     network = build(section.module, section.args)
     provided = set(getattr(dataset, "provides", ()))
-    for key in network.requires:
+    for key in getattr(network, "requires", ()):
         if key not in provided:
             raise ValueError(
                 f"needs {key!r} in every batch, but the dataset provides "
-                f"{', '.join(sorted(provided)) or 'captions only'}; add `{key}:` to "
-                "dataset.args.extras"
+                f"{', '.join(sorted(provided)) or 'captions only'}; add `{key}: npz`, or "
+                f"`{key}: image`, to dataset.args.extras"
             )
+    if hasattr(network, "check_dataset"):
+        network.check_dataset(dataset)
     network.attach(model)
     if section.resume is not None:
         network.load(Path(section.resume))
@@ -157,6 +160,7 @@ def parameter_groups(
     check_rates(shared, sharing, where=where)
     if not any(group.parameters for group in groups):
         raise ValueError("networks: they have no parameters to train")
+    warn_of_low_rate(config.optimizer.module, groups)
     return groups
 
 
@@ -175,15 +179,7 @@ def build_objective(config: Config, model: DiffusionModel) -> Any:
 
 def build_optimizer(config: Config, groups: list[ParameterGroup]) -> Any:
     """The optimizer over all parameter groups."""
-    path = config.optimizer.module
-    optimizer = build(path, config.optimizer.args, as_optimizer_groups(groups))
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        raise ValueError(
-            f"{path} evaluates the loss several times in a step, which is not done here; use "
-            "another, such as torch.optim.AdamW"
-        )
-    return optimizer
+    return make_optimizer(config.optimizer.module, config.optimizer.args, groups)
 
 
 def build_schedule(section: LrSchedulerConfig, optimizer: Any, *, total: int) -> Any:

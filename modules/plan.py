@@ -24,6 +24,7 @@ class Plan:
     dataset: Any
     batches: int
     batch_size: int
+    minibatch_repeat: int
     gradient_accumulation_steps: int
     steps_per_epoch: int
     max_train_steps: int
@@ -51,9 +52,10 @@ class Plan:
         else:
             text = summary.splitlines() if isinstance(summary, str) else summary
             lines += [f"data       {line}" for line in text]
-        accumulation = self.gradient_accumulation_steps
+        accumulation, repeats = self.gradient_accumulation_steps, self.minibatch_repeat
         lines.append(
             f"steps      {self.batches} batches of up to {self.batch_size} an epoch"
+            + (f" (each image {repeats} times)" if repeats > 1 else "")
             + (f", {accumulation} batches a step" if accumulation > 1 else "")
             + f" -> {self.steps_per_epoch} optimizer steps an epoch, {self.max_train_steps} in all"
             f" ({self.max_train_steps / self.steps_per_epoch:.1f} epochs)"

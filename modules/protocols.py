@@ -35,7 +35,12 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Network(Protocol):
-    """Something that is added to the base model, trained or only applied; a torch module."""
+    """Something that is added to the base model, trained or only applied; a torch module.
+
+    It may also have `suffixes`, the endings of its files ("" for a directory; else it is saved as
+    .safetensors), `check_dataset(dataset)`, which raises ValueError if it can't use what the
+    dataset gives, and `describe(model)`, the metadata of its files.
+    """
 
     requires: Sequence[str]  # keys of Batch.extras
 

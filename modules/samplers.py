@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
 from modules.grids import make_sheet
+from modules.guides import find_guides, pictures, spread
 from modules.protocols import Run
 from modules.schedule import Every
+from modules.token_merging import whole_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,11 @@ class GridSampler:
     """Draws every prompt at due steps: one grid each, and `before_after.png` at the end.
 
     Args:
-        prompts: a list, or a text file with one prompt in each line (# begins a comment).
+        prompts: a list, or a text file with one prompt in each line (# begins a comment); None
+            takes the captions of `num_images` images of the dataset.
+        extras: files for what networks ask for, one for each prompt or one for all; without them
+            the dataset's images serve.
+        tome: merge tokens, if training does.
         width, height: pixels; multiples of what the model divides by.
         guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
         seed: of the first prompt; the next has one more.
@@ -37,21 +43,26 @@ class GridSampler:
     def __init__(
         self,
         *,
-        prompts: list[str] | str,
+        prompts: list[str] | str | None = None,
+        num_images: int = 4,
+        extras: Mapping[str, Sequence[str]] | None = None,
         negative_prompt: str = "",
         width: int = 512,
         height: int = 512,
         num_inference_steps: int = 25,
         guidance_scale: float = 7.5,
+        tome: bool = False,
         seed: int = 0,
         every_epochs: int | None = None,
         every_steps: int | None = None,
         at_start: bool = True,
         batch_size: int = 4,
     ):
-        self.prompts = read_prompts(prompts) if isinstance(prompts, str) else prompts
-        if not self.prompts:
+        self.prompts = read_prompts(prompts) if isinstance(prompts, str) else list(prompts or ())
+        if not self.prompts and prompts is not None:
             raise ValueError(f"prompts: {prompts} has no prompt in it")
+        self.num_images = num_images
+        self.tome = tome
         self.negative_prompt = negative_prompt
         self.width, self.height = width, height
         self.num_inference_steps = num_inference_steps
@@ -59,17 +70,35 @@ class GridSampler:
         self.seed = seed
         self.at_start = at_start
         self.batch_size = batch_size
+        self._files = dict(extras or {})
+        self._guides: dict[str, Tensor] = {}
         self._every = Every(steps=every_steps, epochs=every_epochs)
         self._before: list[Image.Image] | None = None
 
-    def check(self, model: Any) -> None:
-        """Raise if the model can't draw images of this size."""
+    def prepare(self, *, model: Any, networks: Mapping[str, Any], dataset: Any) -> None:
+        """Take from the dataset what is not given, and check that all of it fits the model.
+
+        Raises:
+            ValueError: the model can't draw images of this size, or there is no guide for one.
+        """
         for name, side in (("width", self.width), ("height", self.height)):
             if side % model.size_multiple:
                 raise ValueError(
                     f"{name}: {side} is no multiple of {model.size_multiple}, which "
                     "this model's images must be"
                 )
+        asked = list(
+            dict.fromkeys(key for network in networks.values() for key in network.requires)
+        )
+        for key in self._files:
+            if key not in asked:
+                raise ValueError(f"extras.{key}: no network asks for {key!r}")
+        indices = spread(len(self.prompts) or self.num_images, len(dataset))
+        if not self.prompts:
+            self.prompts = [whole_caption(dataset, index) for index in indices]
+        indices = [indices[n % len(indices)] for n in range(len(self.prompts))]
+        size = (self.width, self.height)
+        self._guides = find_guides(asked, self._files, dataset, indices, size=size)
 
     def sample_if_due(self, run: Run, *, last: bool) -> None:
         """Draw and write the grid of this step, if one is due."""
@@ -80,20 +109,24 @@ class GridSampler:
         folder = run.directory / "samples"
         folder.mkdir(exist_ok=True)
         path = folder / f"step{run.step:08d}.png"
-        make_sheet([images], [""], self.prompts).save(path)
+        guides = pictures(self._guides)
+        titles = [*guides, ""] if guides else [""]
+        make_sheet([*guides.values(), images], titles, self.prompts).save(path)
         run.log_images("samples", images, self.prompts)
         if run.step == 0:
             self._before = images
         if last and self._before:
             path = run.directory / "before_after.png"
-            make_sheet([self._before, images], ["before", "after"], self.prompts).save(path)
+            columns = [*guides.values(), self._before, images]
+            make_sheet(columns, [*guides, "before", "after"], self.prompts).save(path)
         logger.info("images: %s", path)
 
     def draw(self, run: Run) -> list[Image.Image]:
         """Pictures of all prompts by the model as it is now."""
         images: list[Image.Image] = []
         for start in range(0, len(self.prompts), self.batch_size):
-            prompts = self.prompts[start : start + self.batch_size]
+            chosen = slice(start, start + self.batch_size)
+            prompts = self.prompts[chosen]
             seeds = [self.seed + start + n for n in range(len(prompts))]
             with run.usable_weights():
                 images += draw_images(
@@ -101,10 +134,12 @@ class GridSampler:
                     list(run.networks.values()),
                     prompts=prompts,
                     negative_prompt=self.negative_prompt,
+                    extras={key: guides[chosen] for key, guides in self._guides.items()},
                     seeds=seeds,
                     size=(self.width, self.height),
                     num_inference_steps=self.num_inference_steps,
                     guidance_scale=self.guidance_scale,
+                    tome=self.tome,
                     autocast=run.autocast,
                 )
         return images
@@ -127,24 +162,27 @@ def draw_images(
     prompts: Sequence[str],
     seeds: Sequence[int],
     size: tuple[int, int],
+    extras: Mapping[str, Tensor] | None = None,
     negative_prompt: str = "",
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
+    tome: bool = False,
     autocast: Any = contextlib.nullcontext,
 ) -> list[Image.Image]:
     """Draw one image for each prompt with DDIM (Song et al. 2020, arXiv:2010.02502).
 
-    The starting noise comes from a CPU generator of each image's own seed, so that it does not
-    depend on the device or on the other prompts; no other random state is touched.
+    `extras` holds what networks ask for, a row for each prompt. The starting noise comes from a CPU
+    generator of each image's own seed, so that it does not depend on the device or on the other
+    prompts; no other random state is touched.
     """
     device = next(model.denoiser.parameters()).device
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
     scheduler.set_timesteps(num_inference_steps, device=device)
     latents = starting_noise(model, seeds, size).to(device) * scheduler.init_noise_sigma
     guided = guidance_scale != 1.0
-    captions = [*([negative_prompt] * len(prompts) if guided else []), *prompts]
-    batch = Batch(captions=captions)
-    with evaluation(model, networks), autocast():
+    batch = guided_batch(prompts, negative_prompt if guided else None, extras or {}).to(device)
+    merging = contextlib.nullcontext() if tome else whole_tokens(model.denoiser)
+    with evaluation(model, networks), merging, autocast():
         conditions = model.encode_prompts(batch)
         for timestep in scheduler.timesteps:
             sample = torch.cat([latents, latents]) if guided else latents
@@ -161,6 +199,26 @@ def draw_images(
                 prediction = negative + guidance_scale * (positive - negative)
             latents = scheduler.step(prediction, timestep, latents).prev_sample
     return model.decode(latents)
+
+
+def guided_batch(
+    prompts: Sequence[str], negative_prompt: str | None, extras: Mapping[str, Tensor]
+) -> Batch:
+    """The batch of one denoiser call: negative prompts first, if there is guidance."""
+    if negative_prompt is None:
+        return Batch(captions=list(prompts), extras=extras)
+    count = len(prompts)
+    return Batch(
+        captions=[*[negative_prompt] * count, *prompts],
+        extras={key: torch.cat([values, values]) for key, values in extras.items()},
+        is_negative=torch.arange(2 * count) < count,
+    )
+
+
+def whole_caption(dataset: Any, index: int) -> str:
+    """An image's caption, without what chance does to it."""
+    caption = getattr(dataset, "whole_caption", None)
+    return caption(index) if caption else dataset[index].caption
 
 
 def starting_noise(model: Any, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from modules.errors import RunError
 from modules.files import replacing
-from modules.protocols import Run
+from modules.protocols import Network, Run
 from modules.schedule import Every
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,9 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class WeightsSaver:
     """Writes everything that is trained, at due steps and at the end.
 
-    The last save is `<name>.safetensors` (with several networks `<name>-<network>.safetensors`)
-    and, where the base is trained, the directory `<name>`; those on the way add `-step00001000`.
+    The last save is `<name>.safetensors`, and where more than one network is trained
+    `<name>-<network>.safetensors` and for the base the directory `<name>`; those on the way add
+    `-step00001000`. Networks say themselves what their files end with.
 
     Args:
         every_epochs, every_steps: how often; with neither only at the end.
@@ -71,16 +73,17 @@ class WeightsSaver:
         check_finite(run, trained)
         written = []
         for name, network in trained.items():
-            path = run.directory / f"{network_stem(run.name, name, trained)}{suffix}.safetensors"
-            metadata = {**describe(network, run), "ss_output_name": path.stem}
-            with replacing(path) as temporary:
-                network.save(temporary, dtype=self._dtype, metadata=metadata)
-            written.append(path)
+            alone = len(trained) == 1 and not run.trained_base
+            stem = network_stem(run.name, name, alone=alone) + suffix
+            metadata = {**describe(network, run), "ss_output_name": stem}
+            write = partial(network.save, dtype=self._dtype, metadata=metadata)
+            for ending in suffixes_of(network):
+                path = run.directory / (stem + ending)
+                _write_file(path, write) if ending else _write_directory(path, write)
+                written.append(path)
         if run.trained_base:
             path = run.directory / f"{run.name}{suffix}"
-            _write_directory(
-                path, lambda temporary: run.model.save_pretrained(temporary, dtype=self._dtype)
-            )
+            _write_directory(path, partial(run.model.save_pretrained, dtype=self._dtype))
             written.append(path)
         return written
 
@@ -95,14 +98,23 @@ class WeightsSaver:
                     path.unlink(missing_ok=True)
 
 
-def network_stem(run_name: str, network: str, trained: Collection[str]) -> str:
-    """The name of a network's file: the run's, and where several are trained its own behind it."""
-    return run_name if len(trained) == 1 else f"{run_name}-{network}"
+def network_stem(run_name: str, network: str, *, alone: bool) -> str:
+    """The name of a network's file: the run's, and if not it alone is trained its own behind it."""
+    return run_name if alone else f"{run_name}-{network}"
 
 
-def output_names(run_name: str, trained: Collection[str], *, trains_base: bool) -> list[str]:
-    """What the last save of a run is called, by the trained networks' names."""
-    names = [f"{network_stem(run_name, network, trained)}.safetensors" for network in trained]
+def suffixes_of(network: Any) -> Sequence[str]:
+    """The endings of the files that a network is written to; "" stands for a directory."""
+    return getattr(network, "suffixes", (".safetensors",))
+
+
+def output_names(run_name: str, trained: Mapping[str, Network], *, trains_base: bool) -> list[str]:
+    """What the last save of a run is called; names of directories end with a slash."""
+    names = [
+        network_stem(run_name, name, alone=len(trained) == 1 and not trains_base) + (ending or "/")
+        for name, network in trained.items()
+        for ending in suffixes_of(network)
+    ]
     return [*names, f"{run_name}/"] if trains_base else names
 
 
@@ -135,7 +147,13 @@ def check_finite(run: Run, networks: dict[str, Any]) -> None:
         )
 
 
-def _write_directory(path: Path, write: Callable[[Path], None]) -> None:
+def _write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file under a temporary name, then give it its own."""
+    with replacing(path) as temporary:
+        write(temporary)
+
+
+def _write_directory(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a directory under a temporary name, then give it its own."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -20,7 +20,7 @@ from modules.errors import RunError
 from modules.loading import Group, step_groups
 from modules.metrics import Metrics
 from modules.objectives import masked_mean
-from modules.optimizer import ParameterGroup
+from modules.optimizer import ParameterGroup, make_step
 from modules.protocols import Network, Objective, Sampler, Saver
 from modules.trackers import show_images
 
@@ -61,6 +61,7 @@ class Trainer:
         sampler: Sampler,
         max_train_steps: int,
         steps_per_epoch: int,
+        minibatch_repeat: int = 1,
         gradient_accumulation_steps: int = 1,
         max_grad_norm: float = 1.0,
         log_every: int = 10,
@@ -80,6 +81,7 @@ class Trainer:
         self.sampler = sampler
         self.max_train_steps = max_train_steps
         self.steps_per_epoch = steps_per_epoch
+        self.minibatch_repeat = minibatch_repeat
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.max_grad_norm = max_grad_norm
         self.log_every = log_every
@@ -108,6 +110,7 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """Denoising loss of one batch. Every model family and every network takes this path."""
+        batch = self.model.encode(batch).repeat(self.minibatch_repeat)
         clean = self.model.encode_images(batch)
         noise = self.objective.sample_noise(clean)
         timesteps = self.objective.sample_timesteps(len(clean), clean.device)
@@ -132,7 +135,7 @@ class Trainer:
         The summed losses are divided by the images of the whole step, over accumulation and ranks:
         a short last batch or group counts exactly as much as its images.
         """
-        images = sum(len(planned) for planned, _ in group)
+        images = sum(len(planned) for planned, _ in group) * self.minibatch_repeat
         total = torch.zeros((), device=self.accelerator.device)
         for position, (planned, batch) in enumerate(group):
             _, is_real = self.batch_sampler.share(planned)  # a rank without an image runs along
@@ -148,7 +151,7 @@ class Trainer:
                 self._parameters, self.max_grad_norm
             )
         self._rates = self.lr_scheduler.get_last_lr()
-        self.optimizer.step()
+        make_step(self.optimizer, number=self.step)
         self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return metrics

@@ -20,18 +20,30 @@ class YamlSource:
     def __init__(self, name: str, values: dict[str, Any], lines: dict[KeyPath, int]):
         self.name = name
         self.values = values
-        self._faults: list[tuple[KeyPath, str]] = []
+        self._faults: list[tuple[KeyPath, KeyPath, str]] = []  # the key, that of the file, what
         self._lines = lines
         self._order = {path: number for number, path in enumerate(lines)}
         self._overridden: dict[KeyPath, int] = {}
+        self._origins: dict[KeyPath, KeyPath] = {}
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> YamlSource:
-        """Read `path` as UTF-8 YAML and set `key.path=value` overrides in it.
+        """Read a file, apply overrides, resolve interpolations.
 
         Raises:
-            ConfigError: the file is missing, is not YAML, not a mapping, has an interpolation
-                without a goal, or an override is not of the form `key.path=value`.
+            ConfigError: any of these is not possible.
+        """
+        source = cls.from_file(path)
+        source.apply(overrides)
+        source.resolve()
+        return source
+
+    @classmethod
+    def from_file(cls, path: Path) -> YamlSource:
+        """Read `path` as UTF-8 YAML.
+
+        Raises:
+            ConfigError: the file is missing, is not YAML or not a mapping.
         """
         text = _read_text(path)
         try:
@@ -43,26 +55,51 @@ class YamlSource:
         if not isinstance(values, dict):
             found = "a list" if isinstance(values, list) else f"only {values!r}"
             raise ConfigError(f"{path} is {found}; a config has sections as `model:` and `train:`")
-        source = cls(str(path), values, lines)
+        return cls(str(path), values, lines)
+
+    def apply(self, overrides: Sequence[str]) -> None:
+        """Set `key.path=value` overrides.
+
+        Raises:
+            ConfigError: one is not of that form.
+        """
         for override in overrides:
-            source._override(override)
-        source._interpolate()
-        return source
+            self._override(override)
+
+    def replace(self, values: dict[str, Any], origins: dict[KeyPath, KeyPath]) -> None:
+        """Take other values; `origins` names the keys of the file that these are made of.
+
+        Faults are then told of the file's keys, and of each the first.
+        """
+        self.values = values
+        self._origins = origins
 
     def fault(self, path: KeyPath, message: str) -> None:
         """Note a fault of the key at `path`; the file's line is added where one is known."""
-        self._faults.append((path, message))
+        self._faults.append((path, self._origin(path), message))
 
     def is_faulty(self, path: KeyPath) -> bool:
         """Whether a fault was noted of this key, or of one above or below it."""
-        return any(_is_within(known, path) or _is_within(path, known) for known, _ in self._faults)
+        return any(_is_within(f[0], path) or _is_within(path, f[0]) for f in self._faults)
 
     def raise_if_faulty(self) -> None:
         """Raise one `ConfigError` that lists all faults noted so far, in the file's order."""
         if self._faults:
-            faults = sorted(self._faults, key=lambda fault: self._position(fault[0]))
-            listed = "".join(f"\n  {self._place(path)}: {message}" for path, message in faults)
+            faults = sorted(self._faults, key=lambda fault: self._position(fault[1]))
+            if self._origins:
+                faults = list({fault[1]: fault for fault in reversed(faults)}.values())[::-1]
+            listed = "".join(f"\n  {self._place(path)}: {message}" for _, path, message in faults)
             raise ConfigError(f"{self.name} is not a valid config:{listed}")
+
+    def _origin(self, path: KeyPath) -> KeyPath:
+        """The key of the file that the value at `path` is from."""
+        for length in range(len(path), 0, -1):
+            if path in self._overridden or path[:length] not in self._origins:
+                continue
+            origin = self._origins[path[:length]]
+            whole = (*origin, *path[length:])
+            return whole if whole in self._lines or whole in self._overridden else origin
+        return path
 
     def _place(self, path: KeyPath) -> str:
         key = ".".join(path)
@@ -124,7 +161,12 @@ class YamlSource:
             container = container[place]
         self._overridden[path] = len(self._overridden)
 
-    def _interpolate(self) -> None:
+    def resolve(self) -> None:
+        """Put in what interpolations stand for.
+
+        Raises:
+            ConfigError: one has no goal.
+        """
         try:
             config = OmegaConf.create(self.values)
             self.values = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
@@ -134,6 +176,17 @@ class YamlSource:
                 self.fault(path, _interpolation_problem(error))
                 self.raise_if_faulty()
             raise ConfigError(f"{self.name}: {_interpolation_problem(error)}") from None
+
+
+def escape(value: Any) -> Any:
+    """Text with `${` in it as text that is no interpolation."""
+    if isinstance(value, dict):
+        return {key: escape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escape(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
+    return value
 
 
 def _is_within(path: KeyPath, outer: KeyPath) -> bool:

@@ -102,8 +102,13 @@ def save_dataset(
     captions: Sequence[str] = ("a red cat", "a blue dog"),
     factor: int = 4,
     seed: int = 0,
+    side_inputs: bool = False,
+    features: int = 12,
 ) -> Path:
-    """Write a prepared dataset: so many images of each bucket (width, height), with latents."""
+    """Write a prepared dataset: so many images of each bucket (width, height), with latents.
+
+    `side_inputs` adds guide images, masks, and image features of so many numbers.
+    """
     rng = np.random.default_rng(seed)
     index: dict[str, list[str]] = {}
     for folder in ("images", "latents", "captions"):
@@ -119,7 +124,28 @@ def save_dataset(
             np.save(directory / "latents" / f"{name}.npy", latents.astype(np.float32))
             caption = captions[number % len(captions)]
             (directory / "captions" / f"{name}.caption").write_text(caption, encoding="utf-8")
+            if side_inputs:
+                _save_side_inputs(directory, name, rng, (width, height), factor, features)
             names.append(name)
             number += 1
     (directory / "buckets.json").write_text(json.dumps(index), encoding="utf-8")
     return directory
+
+
+def _save_side_inputs(
+    directory: Path,
+    name: str,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    factor: int,
+    features: int,
+) -> None:
+    for folder in ("control", "mask", "pfg"):
+        (directory / folder).mkdir(exist_ok=True)
+    width, height = size
+    guide = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(guide).save(directory / "control" / f"{name}.png")
+    mask = rng.random((height // factor, width // factor), dtype=np.float32)
+    np.savez(directory / "mask" / f"{name}.npz", mask)
+    values = rng.standard_normal(features, dtype=np.float32)
+    np.savez(directory / "pfg" / f"{name}.npz", controll=values)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,32 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.models.text_encoder import TextEncoder
 from modules.objectives import OBJECTIVES, Diffusion
-
-
-@dataclass
-class TextEncoder:
-    """A text encoder and the tokenizer it was trained with."""
-
-    module: Any
-    tokenizer: Any
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of a prompt, start and end included."""
-        positions = self.module.config.max_position_embeddings
-        return min(self.tokenizer.model_max_length, positions)
-
-    def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Token ids, (B, max_length), padded and truncated."""
-        encoded = self.tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
-        return encoded.input_ids
 
 
 class DiffusionModel:
@@ -64,9 +41,12 @@ class DiffusionModel:
 
     @classmethod
     def from_pretrained(
-        cls, directory: Path, *, path: str, vae: str | None, weights: bool
+        cls, directory: Path, *, path: str, vae: str | None, weights: bool | Collection[str]
     ) -> DiffusionModel:
-        """Load the pieces from a diffusers directory; without weights they stay on `meta`."""
+        """Load the pieces from a diffusers directory; without weights they stay on `meta`.
+
+        `weights` may name the pieces that are wanted whole: `text_encoder`.
+        """
         raise TypeError(f"{cls.__name__} cannot be loaded")
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
@@ -84,21 +64,31 @@ class DiffusionModel:
 
     # -- the four verbs ---------------------------------------------------------------------
 
-    def encode_images(self, batch: Batch) -> Tensor:
-        """Scaled latents of a batch, (B, C, h, w): cached ones, or the VAE's of its pixels."""
+    def encode(self, batch: Batch) -> Batch:
+        """The batch with latents and text-encoder outputs, made here if they aren't cached."""
         assert self.vae is not None
-        latents = batch.latents
+        latents, text = batch.latents, batch.text
         if latents is None:
             if batch.pixel_values is None:
                 raise ValueError("the dataset gave neither latents nor pixel_values")
             with torch.no_grad(), full_precision(batch.pixel_values.device):
                 posterior = self.vae.encode(batch.pixel_values.to(self.vae.dtype)).latent_dist
                 latents = posterior.sample().float()
-        return latents * self.vae.config.scaling_factor
+        return replace(batch, latents=latents, text=text or self.encode_text(batch.captions))
+
+    def encode_images(self, batch: Batch) -> Tensor:
+        """Scaled latents of an encoded batch, (B, C, h, w)."""
+        assert self.vae is not None
+        assert batch.latents is not None
+        return batch.latents * self.vae.config.scaling_factor
 
     def encode_prompts(self, batch: Batch) -> dict[str, Any]:
         """`encoder_hidden_states` (B, tokens, D) and what else the denoiser wants of captions."""
-        raise TypeError(f"{type(self).__name__} cannot encode prompts")
+        return dict(batch.text) or self.encode_text(batch.captions)
+
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """The text encoders' outputs, which depend on the captions alone and can be cached."""
+        raise TypeError(f"{type(self).__name__} cannot encode captions")
 
     def denoise(self, inputs: DenoiserInputs) -> Tensor:
         """The denoiser's prediction, (B, C, h, w)."""
@@ -130,12 +120,22 @@ class DiffusionModel:
             )
         return OBJECTIVES[prediction_type]
 
+    def text_fingerprint(self) -> str:
+        """A hash of all that `encode_text` depends on beside the captions."""
+        parts = [type(self).__name__, *(encoder.fingerprint() for encoder in self.text_encoders)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
     # -- shapes -----------------------------------------------------------------------------
 
     @property
     def latent_channels(self) -> int:
         """Channels of the denoiser's sample."""
         return self.denoiser.config.in_channels
+
+    @property
+    def text_width(self) -> int:
+        """Numbers of one token in `encoder_hidden_states`."""
+        return self.denoiser.config.cross_attention_dim
 
     @property
     def vae_scale_factor(self) -> int:
@@ -173,7 +173,7 @@ class DiffusionModel:
         """Linear and convolution layers for an adapter, by module path, in the model's order.
 
         Taken are the family's transformer layers that a pattern covers, with `conv` also those of
-        its convolution blocks, and any single layer that a pattern names in full.
+        its convolution blocks, and single layers whose own name a pattern ends in.
 
         Raises:
             ValueError: a pattern covers no such layer; names it and what the model has.
@@ -184,10 +184,11 @@ class DiffusionModel:
         for component, module in self.components().items():
             covered = set(self._covered_paths(component, module, conv=conv))
             for name, layer in module.named_modules():
-                path = f"{component}.{name}"
+                path, own = f"{component}.{name}", f".{name.rpartition('.')[2]}"
                 if not isinstance(layer, nn.Linear | nn.Conv2d):
                     continue
-                hits = {p for p in patterns if p == path or (name in covered and matches(path, p))}
+                hits = {p for p in patterns if name in covered and matches(path, p)}
+                hits |= {p for p in patterns if p.endswith(own) and fnmatchcase(path, p)}
                 if hits:
                     found[path] = layer
                     used |= hits
@@ -224,10 +225,8 @@ class DiffusionModel:
 
 def matches(path: str, pattern: str) -> bool:
     """Whether a pattern names a module path, one above it, or by `*` any of these."""
-    if path == pattern or path.startswith(pattern + "."):
-        return True
     if "*" not in pattern:
-        return False
+        return f"{path}.".startswith(f"{pattern}.")
     parts = path.split(".")
     return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
 

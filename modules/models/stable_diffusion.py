@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from modules.batch import Batch
-from modules.models.base import DiffusionModel, TextEncoder
-from modules.models.pieces import check_pieces, load_piece, load_vae, save_piece, write_json
+from modules.models.base import DiffusionModel
+from modules.models.pieces import (
+    check_pieces,
+    is_wanted,
+    load_piece,
+    load_vae,
+    save_piece,
+    write_json,
+)
 from modules.models.portable import save_text_encoder, save_tokenizer
+from modules.models.text_encoder import TextEncoder
 
 
 class StableDiffusion(DiffusionModel):
@@ -47,7 +55,7 @@ class StableDiffusion(DiffusionModel):
 
     @classmethod
     def from_pretrained(
-        cls, directory: Path, *, path: str, vae: str | None, weights: bool
+        cls, directory: Path, *, path: str, vae: str | None, weights: bool | Collection[str]
     ) -> StableDiffusion:
         check_pieces(directory, cls.pieces if vae is None else cls.pieces[:-1])
         loaders = {
@@ -56,7 +64,7 @@ class StableDiffusion(DiffusionModel):
             "vae": partial(load_vae, vae or str(directory / "vae")),
         }
         model = cls(
-            **{name: loader(weights=weights) for name, loader in loaders.items()},
+            **{name: load(weights=is_wanted(name, weights)) for name, load in loaders.items()},
             tokenizer=CLIPTokenizer.from_pretrained(directory / "tokenizer"),
             scheduler=DDPMScheduler.from_pretrained(directory / "scheduler"),
             path=path,
@@ -96,10 +104,10 @@ class StableDiffusion(DiffusionModel):
         trained = any(parameter.requires_grad for parameter in piece.parameters())
         return piece if trained or name not in self._originals else self._originals[name]()
 
-    def encode_prompts(self, batch: Batch) -> dict[str, Any]:
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         encoder = self.text_encoders[0]
         device = next(encoder.module.parameters()).device
-        ids = encoder.tokenize(batch.captions).to(device, non_blocking=True)
+        ids = encoder.tokenize(captions).to(device, non_blocking=True)
         return {"encoder_hidden_states": encoder.module(ids).last_hidden_state}
 
     def base_version(self) -> dict[str, str]:

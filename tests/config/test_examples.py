@@ -20,17 +20,19 @@ def material(tmp_path_factory):
     """A directory with a model and a dataset."""
     place = tmp_path_factory.mktemp("examples")
     save_sd(place / "model")
-    save_dataset(place / "data")
+    save_dataset(place / "data", side_inputs=True, features=768)
     return place
 
 
 def test_their_number():
     assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
+        "controlnet.yaml",
         "finetune.yaml",
         "locon.yaml",
         "loha.yaml",
         "lora.yaml",
         "lora_text_encoder.yaml",
+        "pfg.yaml",
     ]
 
 
@@ -60,10 +62,14 @@ def test_an_example_trains(path, material, tmp_path):
     assert (run / "before_after.png").is_file()
     assert (run / "samples" / "step00000000.png").is_file()
     assert (run / "samples" / "step00000002.png").is_file()
-    if "networks" in parse(path.read_text(encoding="utf-8"))[0]:
-        assert (run / f"{path.stem}.safetensors").is_file()
-    else:
+    networks = parse(path.read_text(encoding="utf-8"))[0].get("networks", {})
+    if not networks:
         assert (run / path.stem / "model_index.json").is_file()
+    elif "controlnet" in networks:
+        assert (run / path.stem / "diffusion_pytorch_model.safetensors").is_file()
+    else:
+        stems = [path.stem] if len(networks) == 1 else [f"{path.stem}-{n}" for n in networks]
+        assert all((run / f"{stem}.safetensors").is_file() for stem in stems)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

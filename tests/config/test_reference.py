@@ -32,6 +32,8 @@ SECTIONS = {
 COMPONENTS = {
     "`modules.dataset.LatentDataset`": "modules.dataset.LatentDataset",
     "`networks.lora.LoRA`, `networks.loha.LoHa`": "networks.lora.LoRA",
+    "`networks.controlnet.ControlNet`": "networks.controlnet.ControlNet",
+    "`networks.pfg.PFG`": "networks.pfg.PFG",
     "`modules.objectives.Epsilon`, `modules.objectives.VPrediction`": "modules.objectives.Epsilon",
 }
 SUPPLIED = {"seed", "scheduler"}

@@ -181,7 +181,6 @@ def test_empty_file_and_missing_keys():
     assert faults(text) == [
         "networks.lora.module: is missing; it has no default",
         "prepare.0.module: is missing; it has no default",
-        "sample.prompts: is missing; it has no default",
         "train: has no length; give max_train_epochs or max_train_steps",
     ]
 
@@ -260,7 +259,7 @@ def test_other_paths():
     )
     assert faults(text + "save: {directory: cat.yaml}\nsample: {prompts: prompst.txt}\n") == [
         "model.vae (line 3): 'empty' is not a VAE: it has no config.json (it has nothing)",
-        "networks.lora.resume (line 9): 'lora.safetensors' is not a file",
+        "networks.lora.resume (line 9): 'lora.safetensors' is neither a file nor a directory",
         "save.directory (line 12): 'cat.yaml' is a file",
         "sample.prompts (line 13): 'prompst.txt' is not a file; did you mean 'prompts.txt'?",
     ]

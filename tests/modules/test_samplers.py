@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from modules import models
+from modules.batch import Sample
 from modules.samplers import GridSampler, draw_images, read_prompts, starting_noise
 from networks.lora import LoRA
 
@@ -96,6 +97,11 @@ class Run:
         self.shown += captions
 
 
+def prepare(sampler: GridSampler, model) -> None:
+    dataset = [Sample(name="a", caption="a red cat")]
+    sampler.prepare(model=model, networks={}, dataset=dataset)
+
+
 def test_grids_are_drawn_when_due_and_compared_at_the_end(tmp_path):
     sampler = GridSampler(
         prompts=["a red cat", "a blue dog", "a mat"],
@@ -137,4 +143,4 @@ def test_prompts_are_read_from_a_file(tmp_path):
 
 def test_a_size_that_the_model_cannot_draw_is_refused():
     with pytest.raises(ValueError, match=r"height: 36 is no multiple of 8"):
-        GridSampler(prompts=["a"], width=32, height=36).check(tiny.make_sd())
+        prepare(GridSampler(prompts=["a"], width=32, height=36), tiny.make_sd())

@@ -13,6 +13,9 @@ from modules.config import load
 from modules.errors import RunError
 from modules.savers import WeightsSaver, output_names
 from modules.trainer import Trainer
+from networks.controlnet import ControlNet
+from networks.lora import LoRA as LoRANetwork
+from networks.pfg import PFG
 
 LORA = {"lora": {"module": "networks.lora.LoRA", "args": {"rank": 2}}}
 
@@ -48,10 +51,14 @@ def test_epochs_are_counted_in_steps(write_config):
 
 
 def test_the_plan_names_what_will_be_written():
-    assert output_names("cat", ["lora"], trains_base=False) == ["cat.safetensors"]
-    assert output_names("cat", ["a", "b"], trains_base=True) == [
+    lora, controlnet, pfg = LoRANetwork(), ControlNet(), PFG()
+    assert output_names("cat", {"lora": lora}, trains_base=False) == ["cat.safetensors"]
+    several = {"a": lora, "b": controlnet, "c": pfg}
+    assert output_names("cat", several, trains_base=True) == [
         "cat-a.safetensors",
-        "cat-b.safetensors",
+        "cat-b/",
+        "cat-c.safetensors",
+        "cat-c.pt",
         "cat/",
     ]
 
@@ -139,3 +146,9 @@ def test_nothing_is_due_without_an_interval():
         step, steps_per_epoch = 10, 5
 
     WeightsSaver().save_if_due(Run(), last=False)  # would fail on Run's missing networks
+
+
+def test_a_network_and_the_base_do_not_share_a_name(write_config):
+    trainer = train(write_config(networks=LORA), "model.trainable=[unet.up_blocks]")
+    assert names(trainer) == {"run", "run-lora.safetensors"}
+    assert output_names("a", {"net": ControlNet()}, trains_base=True) == ["a-net/", "a/"]

@@ -1,0 +1,99 @@
+"""Side inputs of validation images: a person's files, or those of the dataset's images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from modules.dataset_files import read_array
+from modules.images import Size, open_image, to_tensor
+
+_ARRAYS = (".npz", ".npy")
+
+
+def spread(count: int, total: int) -> list[int]:
+    """`count` indices evenly over `total`, from the first on; fewer if there aren't as many."""
+    count = min(count, total)
+    return [number * total // count for number in range(count)]
+
+
+def find_guides(
+    keys: Sequence[str],
+    files: Mapping[str, Sequence[str]],
+    dataset: Any,
+    indices: Sequence[int],
+    *,
+    size: Size,
+) -> dict[str, Tensor]:
+    """What networks ask for under `keys`, stacked, one for each of `indices`.
+
+    Images are scaled and cropped to `size` (width, height). Where there are no files of a key, it
+    is taken from the dataset's images `indices`.
+
+    Raises:
+        ValueError: there are neither one file nor as many as prompts, or one can't be read.
+    """
+    guides = {}
+    for key in keys:
+        if key in files:
+            values = [_read(Path(file)) for file in _one_each(key, files[key], len(indices))]
+        else:
+            values = [dataset[index].extras[key] for index in indices]
+        values = [fit(value, size) if _is_image(value) else value for value in values]
+        if any(value.shape != values[0].shape for value in values):
+            shapes = ", ".join(str(tuple(value.shape)) for value in values)
+            raise ValueError(f"extras.{key}: they differ in shape: {shapes}")
+        guides[key] = torch.stack(values)
+    return guides
+
+
+def fit(image: Tensor, size: Size) -> Tensor:
+    """Scale an image (3, H, W) to cover `size` (width, height) and crop its middle."""
+    width, height = size
+    before = tuple(image.shape[1:])
+    scale = max(height / before[0], width / before[1])
+    covering = (max(height, round(before[0] * scale)), max(width, round(before[1] * scale)))
+    if covering != before:
+        image = functional.interpolate(image[None], covering, mode="bilinear", antialias=True)[0]
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    return image[:, top : top + height, left : left + width]
+
+
+def pictures(guides: Mapping[str, Tensor]) -> dict[str, list[Image.Image]]:
+    """Those guides that are images, to be looked at."""
+    return {
+        key: [Image.fromarray(_to_bytes(value)) for value in values]
+        for key, values in guides.items()
+        if _is_image(values[0])
+    }
+
+
+def _one_each(key: str, files: Sequence[str], count: int) -> Sequence[str]:
+    if len(files) == 1:
+        return list(files) * count
+    if len(files) != count:
+        raise ValueError(
+            f"extras.{key}: {len(files)} files for {count} prompts; give one for each, or one for "
+            "all"
+        )
+    return files
+
+
+def _read(path: Path) -> Tensor:
+    if path.suffix.lower() in _ARRAYS:
+        return read_array(path)
+    return to_tensor(open_image(path), minimum=0.0)
+
+
+def _is_image(value: Tensor) -> bool:
+    return value.ndim == 3 and value.shape[0] == 3
+
+
+def _to_bytes(image: Tensor) -> Any:
+    return image.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,71 @@
+"""The optimizer's class, of any package: whether it fits this trainer, and how it is made."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modules.component import argument_faults, build, resolve
+from modules.optimizer import ParameterGroup, as_optimizer_groups
+
+logger = logging.getLogger(__name__)
+
+_ANOTHER = "use another, such as torch.optim.AdamW"
+_WRAPPED = ("optimizer", "base_optimizer")
+
+
+def optimizer_faults(path: str, args: Mapping[str, Any]) -> list[str]:
+    """What is wrong with training with the optimizer at `path`, one line each."""
+    parameters = _parameters(path)
+    wanted = [name for name, p in parameters.items() if p.default is p.empty]
+    if any(name in _WRAPPED for name in wanted):
+        return [
+            f"optimizer.module: {path} wraps another optimizer, which is not done here; {_ANOTHER}"
+        ]
+    if "model" in wanted:
+        return [f"optimizer.module: {path} wants a whole model in place of parameters; {_ANOTHER}"]
+    if _wants_closure(path):
+        return [
+            f"optimizer.module: {path} evaluates the loss several times in a step, which is not "
+            f"done here; {_ANOTHER}"
+        ]
+    first = next(iter(parameters), "params")  # whatever it is called, it gets the parameters
+    return argument_faults("optimizer", path, args, {first, "lr"})
+
+
+def warn_of_low_rate(path: str, groups: Sequence[ParameterGroup]) -> None:
+    """Say when an optimizer that finds its own learning rate is held back by a usual one."""
+    highest = max(group.learning_rate for group in groups)
+    if highest < 0.1 and "d0" in _parameters(path):  # D-Adaptation, Prodigy, what is made of them
+        logger.warning(
+            "optimizer: %s finds its learning rate by itself and multiplies it with ours, %g; "
+            "train.learning_rate: 1 is usual",
+            path,
+            highest,
+        )
+
+
+def make_optimizer(path: str, args: Mapping[str, Any], groups: Sequence[ParameterGroup]) -> Any:
+    """The optimizer over all parameter groups, each with its own learning rate."""
+    rate = _parameters(path).get("lr")
+    wants_one = rate is not None and rate.default is rate.empty
+    supplied = {"lr": groups[0].learning_rate} if wants_one else {}
+    return build(path, args, as_optimizer_groups(groups), **supplied)
+
+
+def _parameters(path: str) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(resolve(path)).parameters
+    except (TypeError, ValueError):  # not there, which is said elsewhere, or without a signature
+        return {}
+
+
+def _wants_closure(path: str) -> bool:
+    try:
+        step = resolve(path).step
+        closure = inspect.signature(step).parameters.get("closure")
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return closure is not None and closure.default is closure.empty

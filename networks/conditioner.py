@@ -1,0 +1,56 @@
+"""What a network that changes the denoiser's inputs needs besides: files, groups, defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from modules.batch import Batch, DenoiserInputs
+
+
+class Conditioner(nn.Module):
+    """A network beside the base: a subclass makes its parameters and says how it conditions.
+
+    Parameters whose shape depends on the model are made in `attach`, others in the constructor.
+    """
+
+    requires: ClassVar[Sequence[str]] = ()
+
+    def attach(self, model: Any) -> None:
+        """Do nothing: all parameters are there."""
+
+    def detach(self) -> None:
+        """Do nothing: the base is as it was."""
+
+    def condition(self, inputs: DenoiserInputs, batch: Batch) -> DenoiserInputs:
+        """Return the inputs as the denoiser is to see them; `dataclasses.replace` changes them."""
+        raise TypeError(f"{type(self).__name__} does not say how it conditions")
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"unet": list(self.parameters())}
+
+    def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+        """Write all parameters to a .safetensors file, by their names in the module."""
+        tensors = {
+            key: value.detach().to("cpu", dtype).contiguous()
+            for key, value in self.state_dict().items()
+        }
+        save_file(tensors, path, metadata={"format": "pt", **metadata})
+
+    def load(self, path: Path) -> None:
+        """Take over the parameters of a file.
+
+        Raises:
+            ValueError: the file can't be read, or holds other parameters than these.
+        """
+        try:
+            self.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}: is no {type(self).__name__}: {reason}") from error

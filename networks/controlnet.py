@@ -1,0 +1,158 @@
+"""ControlNet: a copy of the UNet's first half that reads a guide image (arXiv:2302.05543)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import ControlNetModel
+from safetensors.torch import save_file
+from torch import nn
+
+from modules.batch import Batch, DenoiserInputs
+
+logger = logging.getLogger(__name__)
+
+EMBEDDING_CHANNELS = (16, 32, 96, 256)
+"""Of the guide image's embedding, each half the size of the one before; for a VAE factor of 8."""
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_DOWN, _MID = "down_block_additional_residuals", "mid_block_additional_residual"
+
+
+class ControlNet(nn.Module):
+    """Adds what a guide image says to the UNet's skip connections.
+
+    A new one is a copy of the UNet and changes nothing; `resume` reads a diffusers ControlNet
+    directory. Several in one run add up.
+
+    Args:
+        global_average_pooling: what is added is the mean over all positions, for guides that say
+            what and not where; null takes what the resumed one was trained with, false for a new
+            one.
+        guide: the dataset's side input that holds the guide images: RGB, 0..1.
+        multiplier: strength at which it is applied.
+    """
+
+    suffixes: ClassVar[Sequence[str]] = ("",)  # a directory
+    net: ControlNetModel
+
+    def __init__(
+        self,
+        *,
+        global_average_pooling: bool | None = None,
+        guide: str = "control",
+        multiplier: float = 1.0,
+    ):
+        super().__init__()
+        self.global_average_pooling = global_average_pooling
+        self.guide = guide
+        self.requires = (guide,)
+        self.multiplier = multiplier
+
+    def attach(self, model: Any) -> None:
+        """Copy the first half of the model's UNet.
+
+        Raises:
+            ValueError: the model's latents are not of a size that a guide image can be brought to.
+        """
+        levels = model.vae_scale_factor.bit_length()
+        if levels > len(EMBEDDING_CHANNELS):
+            raise ValueError(
+                f"the VAE makes images {model.vae_scale_factor} times smaller; a ControlNet is for "
+                f"at most {2 ** (len(EMBEDDING_CHANNELS) - 1)} times"
+            )
+        unet = model.denoiser
+        with next(unet.parameters()).device:
+            self.net = ControlNetModel.from_unet(
+                unet, conditioning_embedding_out_channels=EMBEDDING_CHANNELS[:levels]
+            )
+        self.net.to(torch.float32)
+        self._take_over_pooling()
+
+    def detach(self) -> None:
+        """Do nothing: a ControlNet works beside the base, not in it."""
+
+    def condition(self, inputs: DenoiserInputs, batch: Batch) -> DenoiserInputs:
+        """Add the residuals of the guide images to those already there."""
+        down, mid = self.net(
+            inputs.sample,
+            inputs.timestep,
+            encoder_hidden_states=inputs.encoder_hidden_states,
+            controlnet_cond=batch.extras[self.guide],  # (B, 3, H, W)
+            conditioning_scale=self.multiplier,
+            added_cond_kwargs=dict(inputs.added_cond_kwargs) or None,
+            return_dict=False,
+        )
+        earlier = inputs.residuals
+        if earlier:
+            down = [a + b for a, b in zip(earlier[_DOWN], down, strict=True)]
+            mid = earlier[_MID] + mid
+        return replace(inputs, residuals={_DOWN: tuple(down), _MID: mid})
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"unet": list(self.net.parameters())}
+
+    def check_dataset(self, dataset: Any) -> None:
+        """Check the first guide image of a dataset.
+
+        Raises:
+            ValueError: it is no RGB image.
+        """
+        shape = tuple(dataset[0].extras[self.guide].shape)
+        if len(shape) != 3 or shape[0] != 3:
+            raise ValueError(
+                f"the dataset's {self.guide!r} has shape {shape}, a guide image has (3, H, W); "
+                f"write `{self.guide}: image` in dataset.args.extras"
+            )
+
+    def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+        """Write a directory that diffusers' pipelines load."""
+        path.mkdir(parents=True, exist_ok=True)
+        self.net.save_config(path)
+        tensors = {
+            key: value.detach().to("cpu", dtype).contiguous()
+            for key, value in self.net.state_dict().items()
+        }
+        save_file(tensors, path / _WEIGHTS, metadata={"format": "pt", **metadata})
+
+    def load(self, path: Path) -> None:
+        """Take over a ControlNet of a diffusers directory.
+
+        Raises:
+            ValueError: the directory is no ControlNet, or one for another kind of model.
+        """
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"{path}: is no diffusers ControlNet directory (it has no config.json); a single "
+                "file can be converted with tools/convert_controlnet.py"
+            )
+        fresh = self.net
+        try:
+            net = ControlNetModel.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        except Exception as error:  # safetensors and pickle raise kinds of their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{path}: the ControlNet can't be read ({reason})") from error
+        expected = {key: value.shape for key, value in fresh.state_dict().items()}
+        found = {key: value.shape for key, value in net.state_dict().items()}
+        if found != expected:
+            key = next(k for k in {**expected, **found} if expected.get(k) != found.get(k))
+            raise ValueError(
+                f"{path}: is a ControlNet for another kind of model: {key} has shape "
+                f"{_shape(found.get(key))}, this model's would have {_shape(expected.get(key))}"
+            )
+        self.net = net.to(next(fresh.parameters()).device)
+        self._take_over_pooling()
+
+    def _take_over_pooling(self) -> None:
+        wanted = self.global_average_pooling
+        if wanted is not None:
+            self.net.register_to_config(global_pool_conditions=wanted)
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "none" if shape is None else str(tuple(shape))

@@ -1,0 +1,154 @@
+"""PFG, prompt-free generation: image features as further tokens of the prompt.
+
+One linear layer turns the features of an image, for instance a tagger's last layer but one, into
+tokens that are appended to the text embedding. Idea and file format: laksjdjf's pfg-webui.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from modules.batch import Batch, DenoiserInputs
+
+_WEIGHT, _BIAS = "pfg_linear.weight", "pfg_linear.bias"
+
+
+class PFG(nn.Module):
+    """Appends `num_tokens` tokens made of image features; zeros for a negative prompt.
+
+    Args:
+        input_size: numbers in an image's features: 768 for WD14's ViT, 1024 for its SwinV2.
+        num_tokens: tokens that are appended.
+        dropout: probability of training an image on zeros, as for a negative prompt.
+        features: the dataset's side input that holds the features.
+        multiplier: strength at which it is applied.
+    """
+
+    suffixes: ClassVar[Sequence[str]] = (".safetensors", ".pt")  # its readers want the .pt
+    pfg_linear: nn.Linear
+
+    def __init__(
+        self,
+        *,
+        input_size: int = 768,
+        num_tokens: int = 10,
+        dropout: float = 0.0,
+        features: str = "pfg",
+        multiplier: float = 1.0,
+    ):
+        super().__init__()
+        for name, value in (("input_size", input_size), ("num_tokens", num_tokens)):
+            if value < 1:
+                raise ValueError(f"{name}: {value} is less than 1")
+        if not 0.0 <= dropout <= 1.0:
+            raise ValueError(f"dropout: {dropout} is not a probability from 0 to 1")
+        self.input_size = input_size
+        self.num_tokens = num_tokens
+        self.dropout = dropout
+        self.features = features
+        self.requires = (features,)
+        self.multiplier = multiplier
+
+    def attach(self, model: Any) -> None:
+        """Make the layer for the width of the model's text embedding."""
+        self._width = model.text_width
+        with next(model.denoiser.parameters()).device:
+            self.pfg_linear = nn.Linear(self.input_size, self.num_tokens * self._width)
+
+    def detach(self) -> None:
+        """Do nothing: tokens are appended outside of the base."""
+
+    def condition(self, inputs: DenoiserInputs, batch: Batch) -> DenoiserInputs:
+        """Append the tokens to the text embedding."""
+        states = inputs.encoder_hidden_states  # (B, tokens, D)
+        features = batch.extras[self.features].flatten(1)  # (B, input_size)
+        tokens = self.pfg_linear(features).unflatten(1, (self.num_tokens, self._width))
+        tokens = tokens * self._strength(batch, tokens)[:, None, None]
+        states = torch.cat([states, tokens.to(states.dtype)], dim=1)
+        return replace(inputs, encoder_hidden_states=states)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"unet": list(self.pfg_linear.parameters())}
+
+    def check_dataset(self, dataset: Any) -> None:
+        """Check the first image's features in a dataset.
+
+        Raises:
+            ValueError: they are of another size.
+        """
+        found = dataset[0].extras[self.features].numel()
+        if found != self.input_size:
+            raise ValueError(
+                f"the dataset's features have {found} numbers, input_size is {self.input_size}; "
+                f"set input_size: {found}, or make features with the tagger that this PFG was "
+                "trained with"
+            )
+
+    def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+        """Write the layer, to a .pt as the programs that use it read it, else to a .safetensors."""
+        tensors = {
+            key: value.detach().to("cpu", dtype).contiguous()
+            for key, value in self.state_dict().items()
+        }
+        if path.suffix == ".pt":
+            torch.save(tensors, path)
+        else:
+            save_file(tensors, path, metadata={"format": "pt", **metadata})
+
+    def load(self, path: Path) -> None:
+        """Take over the layer of a .safetensors or .pt file; it says how many tokens there are.
+
+        Raises:
+            ValueError: the file is no PFG, or one for other features or another model.
+        """
+        tensors = _read(path)
+        if not {_WEIGHT, _BIAS} <= tensors.keys():
+            raise ValueError(f"{path}: is no PFG (it has no {_WEIGHT} and {_BIAS})")
+        rows, columns = tensors[_WEIGHT].shape
+        if columns != self.input_size or rows % self._width:
+            raise ValueError(
+                f"{path}: makes {rows} numbers of {columns} features; this model wants a multiple "
+                f"of {self._width}, input_size is {self.input_size}"
+            )
+        self.num_tokens = rows // self._width
+        device = self.pfg_linear.weight.device
+        self.pfg_linear = nn.Linear(columns, rows, device=device)
+        self.load_state_dict({key: tensors[key].float() for key in (_WEIGHT, _BIAS)})
+
+    def describe(self, model: Any) -> dict[str, str]:
+        """Metadata of a file: the layer's sizes."""
+        return {
+            "pfg_input_size": str(self.input_size),
+            "pfg_num_tokens": str(self.num_tokens),
+            **model.base_version(),
+        }
+
+    def _strength(self, batch: Batch, tokens: Tensor) -> Tensor:
+        """The factor of each image's tokens, (B,): zeros for negative prompts and dropped ones."""
+        strength = torch.full(tokens.shape[:1], self.multiplier, device=tokens.device)
+        if batch.is_negative is not None:
+            strength = strength * ~batch.is_negative
+        if self.training and self.dropout:
+            strength = strength * (torch.rand_like(strength) >= self.dropout)
+        return strength.to(tokens.dtype)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: can't be read ({error})") from error
+    except Exception as error:  # pickle's own kinds
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: is no file of tensors ({reason})") from error
+    return tensors if isinstance(tensors, dict) else {}
