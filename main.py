@@ -27,22 +27,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     options = parser.parse_intermixed_args(arguments)
 
-    from modules.config import load
+    from modules.config import keep_translation, load
     from modules.errors import ConfigError, RunError
 
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes one
     try:
         config = load(options.config, *options.overrides)
         from modules.console import quiet_libraries, set_up_logging
 
         quiet_libraries()
         set_up_logging()
+        if speaks:
+            keep_translation(options.config, *options.overrides, check=options.check)
         from modules.trainer import Trainer
 
         trainer = Trainer.from_config(config, check=options.check)
         if not options.check:
             trainer.train()
     except (ConfigError, RunError) as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        if speaks:
             print(error, file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:

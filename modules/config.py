@@ -246,8 +246,5 @@ def to_yaml(config: Config) -> str:
 
 
 def keep_translation(path: str | Path, *overrides: str, check: bool = False) -> None:
-    """Write what a YAML in the original sd-trainer's keys means today, and log where.
-
-    Another YAML is left alone; with `check` nothing is written.
-    """
+    """Write beside a YAML in the original sd-trainer's keys what it means today, and log where."""
     keep(Path(path), overrides, today=Config, check=check)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from modules.dataset_files import (
     raise_faults,
     read_array,
     read_geometry,
+    read_origin,
     read_shape,
 )
 from modules.files import files_by_name
@@ -133,8 +133,7 @@ class LatentDataset(Dataset[Sample]):
 
     def whole_caption(self, index: int) -> str:
         """Return an image's caption with its prefix, neither shuffled nor dropped."""
-        caption = self._read_caption(self.names[index])
-        return self.process_caption.prefix + caption
+        return self.process_caption.prefix + self._read_caption(self.names[index])
 
     def summary(self) -> list[str]:
         """Describe the dataset in a few lines: buckets, captions, three final captions."""
@@ -150,6 +149,10 @@ class LatentDataset(Dataset[Sample]):
             + ("" if self.caption(i) else " (dropped in this epoch)")
             for i in shown
         ]
+
+    def origin(self, key: str) -> dict[str, Any]:
+        """Return what made the side input `key`, as its script noted: tagger, sha256, features."""
+        return read_origin(self.path / key)
 
     def check_latent_shapes(self, vae_scale_factor: int, latent_channels: int) -> None:
         """Compare latents, masks and side images with their buckets, by their headers alone.
@@ -197,9 +200,7 @@ class LatentDataset(Dataset[Sample]):
         if self.process_caption.shuffle:
             logger.warning("text_cache: has no effect, since shuffle_caption changes the captions")
             return None
-        finish = replace(self.process_caption, caption_dropout=0.0)
-        rng = np.random.default_rng(0)  # nothing is drawn
-        captions = {name: finish(self._read_caption(name), rng) for name in self.names}
+        captions = {name: self.whole_caption(index) for index, name in enumerate(self.names)}
         return open_text_cache(self.path / "text", captions)
 
     def _read_caption(self, name: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import torch
@@ -133,6 +134,19 @@ def read_geometry(directory: Path, names: Sequence[str]) -> np.ndarray | None:
             return None
         rows.append((height, width, top, left))
     return np.array(rows, dtype=np.int32)
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """Return what a script noted of itself beside the files it made, or nothing.
+
+    Raises:
+        ValueError: the note can't be read.
+    """
+    path = folder / "tagger.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: can't be read ({error})") from error
 
 
 def list_names(names: Sequence[str]) -> str:

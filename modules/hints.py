@@ -26,8 +26,10 @@ def key_hint(key: str, path: tuple[str, ...], section: type, root: type) -> str:
     own = [field.name for field in dataclasses.fields(section)]
     target = FOREIGN_NAMES.get(key, key)
     if target not in own:
-        place = PLACES.get(target)
-        if place is None or place.partition(".")[0] not in _field_names(root):
+        place = next((".".join((*path, name, key)) for name in _sections_with(key, section)), None)
+        if place is None and PLACES.get(target, "").partition(".")[0] in _field_names(root):
+            place = PLACES[target]
+        if place is None:
             place = next((f"{name}.{target}" for name in _sections_with(target, root)), None)
         if place is not None:
             if path[:1] == ("networks",):

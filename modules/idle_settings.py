@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from modules.component import accepts
@@ -48,8 +48,9 @@ def idle_settings(config: Config) -> list[str]:
 def _not_taken(where: str, section: Any, *, needed: tuple[str, ...]) -> Iterator[str]:
     """Name the settings that a saver or sampler of the person's own does not ask for."""
     for field in fields(section) if section is not None else ():
-        usual = field.name in ("module", "args", *needed)
-        if usual or getattr(section, field.name) == field.default:
+        if field.name in ("module", "args", *needed):
             continue
-        if not accepts(section.module, field.name):
+        made = field.default_factory
+        default = field.default if made is MISSING else made()
+        if getattr(section, field.name) != default and not accepts(section.module, field.name):
             yield f"{where}.{field.name} has no effect: {section.module} takes no such argument"

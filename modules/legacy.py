@@ -35,15 +35,16 @@ def translate(source: YamlSource, overrides: Sequence[str], *, today: type) -> l
     source.apply([text for text in overrides if text not in later])
     source.resolve()
     _refuse_todays(source, today)
-    values = read_keys(source)
+    noted = _NotedFaults(source)
+    values = read_keys(source.values, noted)
     translated: dict[str, Any] = {}
     faults = []
     for row in TABLE:
         names = row.old.split()
         if names[0] not in values:
             continue
-        if source.is_faulty(_path(names[0])):
-            faults.append((row.today, "is not valid"))  # said already; this holds further checks
+        if _path(names[0]) in noted.paths:
+            faults.append((row.today, "is not valid"))  # not shown, but it ends further checks
             continue
         try:
             value = row.make(*(values.get(name) for name in names))
@@ -108,7 +109,10 @@ def is_legacy(values: dict[str, Any], today: type) -> bool:
 def _translation(path: Path, overrides: Sequence[str], today: type) -> tuple[str, bool]:
     """The text of a file's translation, and whether the file has faults."""
     source = YamlSource.from_file(path)
-    lines = [f"# Translated from {path.name}, which has the key names of the original sd-trainer."]
+    lines = [
+        f"# Translated from {path.name}, which has the key names of the original sd-trainer.",
+        "# As it did: gradients are not clipped, no images are drawn before training.",
+    ]
     dropped = [f"#   {key}: {reason}" for key, reason in _dropped(source.values)]
     if dropped:
         lines += ["# Nothing stands for:", *dropped]
@@ -138,6 +142,18 @@ def _free_name(folder: Path, stem: str, text: str) -> Path:
         if not target.exists() or target.read_bytes() == text.encode():
             return target
         number += 1
+
+
+class _NotedFaults:
+    """Passes faults on to a source and knows of which keys they were."""
+
+    def __init__(self, source: YamlSource):
+        self._source = source
+        self.paths: set[KeyPath] = set()
+
+    def fault(self, path: KeyPath, message: str) -> None:
+        self.paths.add(path)
+        self._source.fault(path, message)
 
 
 def _is_todays(override: str, today: type) -> bool:

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-from modules.schema import build_section
-from modules.yaml_source import YamlSource
+from modules.schema import FaultList, build_section
 
 Rank = int | Literal["dynamic"]
 
@@ -117,7 +116,7 @@ class NetworkArgs:
     conv_rank: Rank | None = None
     alpha: float | None = 1.0
     multiplier: float | None = None
-    module: str | None = None
+    module: Literal["loha"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,20 +161,20 @@ class Legacy:
     pfg: PFG | None = None
 
 
-def read_keys(source: YamlSource) -> dict[str, Any]:
-    """The values of a file by the original's keys, `train.lr`; what is wrong is noted in `source`.
+def read_keys(given: dict[str, Any], faults: FaultList) -> dict[str, Any]:
+    """The values of a file by the original's keys, `train.lr`; what is wrong is noted in `faults`.
 
     Sections are there under their own names too. Of a class that isn't the original's own,
     `args` stands as it is.
     """
-    values = copy.deepcopy(source.values)
+    values = copy.deepcopy(given)
     own = {}
     for name, module in ORIGINAL_MODULES.items():
         section = values.get(name)
         if isinstance(section, dict) and section.get("module", module) != module:
             own[f"{name}.args"] = section.pop("args", None) or {}
     _read_booleans(values, Legacy)
-    found = dict(_flatten(build_section(Legacy, values, source)))
+    found = dict(_flatten(build_section(Legacy, values, faults)))
     for key, args in own.items():
         found = {k: v for k, v in found.items() if not k.startswith(f"{key}.")} | {key: args}
     return found

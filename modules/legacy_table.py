@@ -1,4 +1,4 @@
-"""The table that translates the original's keys: today's key, the old ones it is made of, and how."""
+"""The table that translates the original's keys: today's, the old ones it is made of, and how."""
 
 from __future__ import annotations
 

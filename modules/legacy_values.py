@@ -41,8 +41,6 @@ def side_inputs(path: Any, pfg: bool, control: bool, *sections: Any) -> dict[str
 def adapter_class(module: str, kind: str | None) -> str:
     if module != ORIGINAL_MODULES["network"]:
         return module
-    if kind not in (None, "loha"):
-        raise ValueError(f"module: {show(kind)} is not known; it may be 'loha' or null")
     return "networks.loha.LoHa" if kind else "networks.lora.LoRA"
 
 

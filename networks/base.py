@@ -132,8 +132,10 @@ class Adapter(nn.Module):
                 raise ValueError(
                     f"{path}: {name} is no {type(self).__name__} of this layer: {error}"
                 ) from error
-            self.layers[name] = layer.to(base.weight.device)
+            self.layers[name] = layer
         self._take_over_settings(path)
+        for name, layer in self._named_layers():
+            layer.to(self._base[name].weight.device)  # last: without weights it is `meta`
         self.detach()
         self._hook_up()
 

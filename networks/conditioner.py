@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modules.batch import Batch, DenoiserInputs
+from networks.files import read_tensors, write_tensors
 
 
 class Conditioner(nn.Module):
@@ -20,7 +19,7 @@ class Conditioner(nn.Module):
     Parameters whose shape depends on the model are made in `attach`, others in the constructor.
     """
 
-    requires: ClassVar[Sequence[str]] = ()
+    requires: Sequence[str] = ()
 
     def attach(self, model: Any) -> None:
         """Do nothing: all parameters are there."""
@@ -37,11 +36,7 @@ class Conditioner(nn.Module):
 
     def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write all parameters to a .safetensors file, by their names in the module."""
-        tensors = {
-            key: value.detach().to("cpu", dtype).contiguous()
-            for key, value in self.state_dict().items()
-        }
-        save_file(tensors, path, metadata={"format": "pt", **metadata})
+        write_tensors(path, self.state_dict(), dtype=dtype, metadata=metadata)
 
     def load(self, path: Path) -> None:
         """Take over the parameters of a file.
@@ -50,7 +45,7 @@ class Conditioner(nn.Module):
             ValueError: the file can't be read, or holds other parameters than these.
         """
         try:
-            self.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
+            self.load_state_dict(read_tensors(path))
+        except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: is no {type(self).__name__}: {reason}") from error

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from diffusers import ControlNetModel
 from safetensors.torch import save_file
-from torch import nn
 
 from modules.batch import Batch, DenoiserInputs
+from networks.conditioner import Conditioner
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _DOWN, _MID = "down_block_additional_residuals", "mid_block_additional_residual"
 
 
-class ControlNet(nn.Module):
+class ControlNet(Conditioner):
     """Adds what a guide image says to the UNet's skip connections.
 
     A new one is a copy of the UNet and changes nothing; `resume` reads a diffusers ControlNet
@@ -74,9 +74,6 @@ class ControlNet(nn.Module):
         self.net.to(torch.float32)
         self._take_over_pooling()
 
-    def detach(self) -> None:
-        """Do nothing: a ControlNet works beside the base, not in it."""
-
     def condition(self, inputs: DenoiserInputs, batch: Batch) -> DenoiserInputs:
         """Add the residuals of the guide images to those already there."""
         down, mid = self.net(
@@ -93,9 +90,6 @@ class ControlNet(nn.Module):
             down = [a + b for a, b in zip(earlier[_DOWN], down, strict=True)]
             mid = earlier[_MID] + mid
         return replace(inputs, residuals={_DOWN: tuple(down), _MID: mid})
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"unet": list(self.net.parameters())}
 
     def check_dataset(self, dataset: Any) -> None:
         """Check the first guide image of a dataset.

@@ -1,4 +1,4 @@
-"""Adapter files: layers of a network to .safetensors and back."""
+"""Adapter files: layers of a network to .safetensors and back; .pt files are read too."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ def write_layers(
     path: Path, layers: nn.ModuleDict, *, dtype: torch.dtype, metadata: Mapping[str, str]
 ) -> None:
     """Write layers by their name in files, every tensor in `dtype`."""
-    tensors = {
-        key: value.detach().to("cpu", dtype).contiguous()
-        for key, value in layers.state_dict().items()
-    }
-    save_file(tensors, path, metadata={"format": "pt", **metadata})
+    write_tensors(path, layers.state_dict(), dtype=dtype, metadata=metadata)
 
 
 def read_layers(path: Path, names: Collection[str]) -> dict[str, dict[str, Tensor]]:
@@ -28,11 +24,7 @@ def read_layers(path: Path, names: Collection[str]) -> dict[str, dict[str, Tenso
     Raises:
         ValueError: the file can't be read, or holds other layers than those.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read as .safetensors: {error}") from error
+    tensors = read_tensors(path)
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, rest = key.partition(".")
@@ -50,3 +42,51 @@ def read_layers(path: Path, names: Collection[str]) -> dict[str, dict[str, Tenso
             f"first {missing[0]}; check the network's targets and conv_rank"
         )
     return found
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors or .pt file by name.
+
+    Raises:
+        ValueError: the file can't be read.
+    """
+    return _read_pickle(path) if path.suffix == ".pt" else _read_safetensors(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read what a .safetensors file says of itself; a .pt file says nothing."""
+    if path.suffix == ".pt":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, metadata: Mapping[str, str]
+) -> None:
+    """Write tensors to a .safetensors file, or without metadata to a .pt file."""
+    converted = {key: t.detach().to("cpu", dtype).contiguous() for key, t in tensors.items()}
+    if path.suffix == ".pt":
+        torch.save(converted, path)
+    else:
+        save_file(converted, path, metadata={"format": "pt", **metadata})
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read as .safetensors: {error}") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pt file, as the original sd-trainer wrote them."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle raises kinds of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: cannot be read as .pt: {reason}") from error
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{path}: holds no layers by name")
+    return tensors

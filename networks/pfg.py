@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from networks.conditioner import Conditioner
+from networks.files import read_metadata, read_tensors, write_tensors
 
 _WEIGHT, _BIAS = "pfg_linear.weight", "pfg_linear.bias"
 
 
-class PFG(nn.Module):
+class PFG(Conditioner):
     """Appends `num_tokens` tokens made of image features; zeros for a negative prompt.
 
     Args:
@@ -56,15 +56,13 @@ class PFG(nn.Module):
         self.features = features
         self.requires = (features,)
         self.multiplier = multiplier
+        self._tagger: dict[str, str] = {}
 
     def attach(self, model: Any) -> None:
         """Make the layer for the width of the model's text embedding."""
         self._width = model.text_width
         with next(model.denoiser.parameters()).device:
             self.pfg_linear = nn.Linear(self.input_size, self.num_tokens * self._width)
-
-    def detach(self) -> None:
-        """Do nothing: tokens are appended outside of the base."""
 
     def condition(self, inputs: DenoiserInputs, batch: Batch) -> DenoiserInputs:
         """Append the tokens to the text embedding."""
@@ -75,11 +73,8 @@ class PFG(nn.Module):
         states = torch.cat([states, tokens.to(states.dtype)], dim=1)
         return replace(inputs, encoder_hidden_states=states)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"unet": list(self.pfg_linear.parameters())}
-
     def check_dataset(self, dataset: Any) -> None:
-        """Check the first image's features in a dataset.
+        """Check the first image's features in a dataset, and note the tagger they are of.
 
         Raises:
             ValueError: they are of another size.
@@ -91,25 +86,20 @@ class PFG(nn.Module):
                 f"set input_size: {found}, or make features with the tagger that this PFG was "
                 "trained with"
             )
+        origin = dataset.origin(self.features) if hasattr(dataset, "origin") else {}
+        self._tagger = {key: origin[key] for key in ("tagger", "sha256") if key in origin}
 
     def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write the layer, to a .pt as the programs that use it read it, else to a .safetensors."""
-        tensors = {
-            key: value.detach().to("cpu", dtype).contiguous()
-            for key, value in self.state_dict().items()
-        }
-        if path.suffix == ".pt":
-            torch.save(tensors, path)
-        else:
-            save_file(tensors, path, metadata={"format": "pt", **metadata})
+        write_tensors(path, self.state_dict(), dtype=dtype, metadata=metadata)
 
     def load(self, path: Path) -> None:
         """Take over the layer of a .safetensors or .pt file; it says how many tokens there are.
 
         Raises:
-            ValueError: the file is no PFG, or one for other features or another model.
+            ValueError: the file is no PFG, or one for another model or another tagger's features.
         """
-        tensors = _read(path)
+        tensors = read_tensors(path)
         if not {_WEIGHT, _BIAS} <= tensors.keys():
             raise ValueError(f"{path}: is no PFG (it has no {_WEIGHT} and {_BIAS})")
         rows, columns = tensors[_WEIGHT].shape
@@ -118,18 +108,29 @@ class PFG(nn.Module):
                 f"{path}: makes {rows} numbers of {columns} features; this model wants a multiple "
                 f"of {self._width}, input_size is {self.input_size}"
             )
+        self._check_tagger(path)
         self.num_tokens = rows // self._width
         device = self.pfg_linear.weight.device
         self.pfg_linear = nn.Linear(columns, rows, device=device)
         self.load_state_dict({key: tensors[key].float() for key in (_WEIGHT, _BIAS)})
 
     def describe(self, model: Any) -> dict[str, str]:
-        """Metadata of a file: the layer's sizes."""
+        """Metadata of a file: the layer's sizes and the tagger of its features."""
         return {
             "pfg_input_size": str(self.input_size),
             "pfg_num_tokens": str(self.num_tokens),
+            **{f"pfg_{key}": value for key, value in self._tagger.items()},
             **model.base_version(),
         }
+
+    def _check_tagger(self, path: Path) -> None:
+        known = read_metadata(path)
+        trained_with, given = known.get("pfg_sha256"), self._tagger.get("sha256")
+        if trained_with and given and trained_with != given:
+            raise ValueError(
+                f"{path}: was trained with features of {known.get('pfg_tagger')}, the dataset's "
+                f"are of {self._tagger.get('tagger')}; make them with the same tagger"
+            )
 
     def _strength(self, batch: Batch, tokens: Tensor) -> Tensor:
         """The factor of each image's tokens, (B,): zeros for negative prompts and dropped ones."""
@@ -139,16 +140,3 @@ class PFG(nn.Module):
         if self.training and self.dropout:
             strength = strength * (torch.rand_like(strength) >= self.dropout)
         return strength.to(tokens.dtype)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: can't be read ({error})") from error
-    except Exception as error:  # pickle's own kinds
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: is no file of tensors ({reason})") from error
-    return tensors if isinstance(tensors, dict) else {}

@@ -6,7 +6,6 @@ second run does only what is new, changed, or was left by a run that was stopped
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import sys
@@ -22,7 +21,7 @@ if not __package__:
 from modules.buckets import BucketIndex, Size, assign, make_buckets
 from modules.files import Journal, write_atomically
 from modules.images import open_image, read_size, resize_and_crop
-from preprocess.job import run_command, run_in_processes, track
+from preprocess.job import make_parser, run_command, run_in_processes, track
 from preprocess.sources import Task, copy_caption, find_images, name_images, stamp
 
 logger = logging.getLogger(__name__)
@@ -206,21 +205,18 @@ def _image_file(target: Path, name: str) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        *("-d", "--directory", "--input_dir"), required=True, help="folder of images"
-    )
-    parser.add_argument(
-        *("-o", "--output", "--output_dir", "--output_path"), required=True, help="dataset to write"
+    parser = make_parser(
+        __doc__,
+        directory="folder of images, sub-folders too",
+        output="dataset to write",
+        output_required=True,
+        num_workers="processes that decode; default: one per processor",
     )
     parser.add_argument("--resolution", type=int, default=768, help="side of the square bucket")
     parser.add_argument("--min_length", type=int, default=512, help="shortest side of a bucket")
     parser.add_argument("--max_length", type=int, default=1024, help="longest side of a bucket")
     parser.add_argument("--max_ratio", type=float, default=2.0, help="greatest aspect ratio")
     parser.add_argument("--step", type=int, default=64, help="sides are multiples of it")
-    parser.add_argument(
-        *("--num_workers", "--threads"), type=int, help="processes; default: one per processor"
-    )
     arguments = parser.parse_args(argv)
     return run_command(lambda: _summarise(bucketing(**vars(arguments)), arguments.output))
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modules.images import open_image, to_tensor
-from preprocess.latent_index import LatentIndex, Task
+from preprocess.dataset_images import Task
+from preprocess.latent_index import LatentIndex
 from preprocess.sources import stamp
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ if not __package__:
 
 import numpy as np
 
+from preprocess.job import HelpFormatter
 from preprocess.scenes import (
     BASE_SHAPES,
     SHAPES,
@@ -113,15 +114,31 @@ def _holds(folder: Path, arguments: dict) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", required=True, help="folder to write")
-    parser.add_argument("--count", type=int, default=40, help="pictures of the style")
-    parser.add_argument("--plain-count", type=int, default=0, help="pictures without the style")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--style", choices=STYLES, help="default: none")
-    parser.add_argument("--shapes", nargs="+", default=list(BASE_SHAPES), choices=SHAPES)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
-        "--sizes", nargs="+", default=list(SIZES_BY_NAME), choices=list(SIZES_BY_NAME)
+        *("-o", "--output", "--output_dir", "--output_path"), required=True, help="folder to write"
+    )
+    parser.add_argument("--count", type=int, default=40, help="pictures of the style")
+    parser.add_argument(
+        *("--plain_count", "--plain-count"), type=int, default=0, help="pictures without the style"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another draws other pictures")
+    parser.add_argument("--style", choices=STYLES, help="default: none")
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        default=list(BASE_SHAPES),
+        choices=SHAPES,
+        metavar="SHAPE",
+        help=f"some of {', '.join(SHAPES)}; default: the first {len(BASE_SHAPES)}",
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=list(SIZES_BY_NAME),
+        choices=list(SIZES_BY_NAME),
+        metavar="SIZE",
+        help=f"some of {', '.join(SIZES_BY_NAME)}; default: all",
     )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

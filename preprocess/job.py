@@ -1,7 +1,8 @@
-"""What the jobs of preprocess/ share: worker processes, a progress bar, and the way they end."""
+"""What the jobs of preprocess/ share: arguments, worker processes, a progress bar, an end."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import multiprocessing
 import os
@@ -11,14 +12,57 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import TypeVar
 
-from modules.console import survive_narrow_encodings
+from modules.console import quiet_libraries, survive_narrow_encodings
 
 Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 
 MAX_WORKERS = 61  # what Windows can wait for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a job did, in images."""
+
+    done: int
+    skipped: int
+    """Finished by an earlier run in the same way, and unchanged since."""
+    failed: list[str]
+    """A line for each that failed."""
+
+
+def make_parser(
+    doc: str | None,
+    *,
+    directory: str = "dataset, made by bucketing.py",
+    output: str,
+    output_required: bool = False,
+    num_workers: str | None = None,
+    batch_size: int | None = None,
+) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that scripts have in common, in the same words.
+
+    `doc` is the script's docstring; `directory`, `output` and `num_workers` say what they are. An
+    option without words, or `batch_size` without its default, is left out.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
+    parser.add_argument("-d", "--directory", "--input_dir", required=True, help=directory)
+    parser.add_argument(
+        *("-o", "--output", "--output_dir", "--output_path"), required=output_required, help=output
+    )
+    if batch_size is not None:
+        parser.add_argument(
+            "--batch_size",
+            type=int,
+            default=batch_size,
+            help="images at once; less takes less memory",
+        )
+    if num_workers is not None:
+        parser.add_argument("--num_workers", "--threads", type=int, help=num_workers)
+    return parser
 
 
 def run_command(job: Callable[[], tuple[str, Sequence[str]]]) -> int:
@@ -28,6 +72,7 @@ def run_command(job: Callable[[], tuple[str, Sequence[str]]]) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     survive_narrow_encodings()
+    quiet_libraries()
     try:
         summary, failed = job()
     except ValueError as error:
@@ -87,6 +132,14 @@ def run_in_processes(
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps a docstring's lines, and shows the defaults that are words or numbers."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_shown = not isinstance(action.default, bool | list | tuple | None)
+        return super()._get_help_string(action) if is_shown else action.help
 
 
 def _leave_ctrl_c() -> None:

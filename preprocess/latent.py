@@ -1,46 +1,33 @@
 """Encode a dataset's images with a VAE, once, so that training reads latents.
 
 Writes latents/<name>.npy, float32 (C, h, w), unscaled. A second run encodes only images that are
-new or changed, or all of them if the VAE is another; latents/index.jsonl knows.
+new or changed, or all of them if the VAE is another; latents/index.jsonl knows. With --text the
+captions are encoded too, into text/.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 
-from modules.buckets import BucketIndex, Size
-from modules.files import files_by_name
-from modules.images import IMAGE_SUFFIXES
+from modules.buckets import Size
+from preprocess.dataset_images import Task, check_multiples, find_images
 from preprocess.decoding import Decoded, decode_ahead
-from preprocess.job import run_command, track
-from preprocess.latent_index import LatentIndex, Task
-from preprocess.sources import RESULTS
+from preprocess.job import Counts, make_parser, run_command, track
+from preprocess.latent_index import LatentIndex
 
 if TYPE_CHECKING:
     from preprocess.vae_encoder import VAEEncoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """What `latent` did, in images."""
-
-    done: int
-    skipped: int
-    """Encoded by an earlier run with the same VAE and precision, and unchanged since."""
-    failed: list[str]
-    """A line for each that couldn't be encoded."""
 
 
 def latent(
@@ -53,7 +40,7 @@ def latent(
     num_workers: int | None = None,
     dtype: str = "fp32",
     device: str | None = None,
-) -> Encoded:
+) -> Counts:
     """Encode the images that buckets.json of `directory` lists, with the VAE of `model` or `vae`.
 
     Images are images/<name>.png, or in older datasets <name>.png. A latent is a sample of the
@@ -69,10 +56,9 @@ def latent(
     target = Path(output) if output is not None else source / "latents"
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
-    buckets = BucketIndex.load(source / "buckets.json").buckets
-    tasks, failed = _find_images(buckets, source)
+    tasks, failed = find_images(source)
     encoder = load_encoder(vae or model, device=device, dtype=dtype)
-    _check_buckets(buckets, encoder.scale_factor)
+    check_multiples(tasks, encoder.scale_factor)
     target.mkdir(parents=True, exist_ok=True)
     index = LatentIndex(target, vae=encoder.fingerprint, dtype=dtype)
     pending = [task for task in tasks if not index.has(task)]
@@ -91,38 +77,7 @@ def latent(
     index.journal.append(unchanged)
     index.journal.rewrite()
     skipped = len(tasks) - len(pending) + len(unchanged)
-    return Encoded(done=done, skipped=skipped, failed=failed)
-
-
-def _find_images(
-    buckets: Mapping[Size, Sequence[str]], source: Path
-) -> tuple[list[Task], list[str]]:
-    """Return a task for each image of the buckets, and a line for each that isn't there."""
-    files = {
-        name: source / "images" / (name + suffix)
-        for name, suffix in files_by_name(source / "images", IMAGE_SUFFIXES).items()
-    }
-    if any(name not in files for names in buckets.values() for name in names):
-        results = [source / folder for folder in RESULTS]
-        older = files_by_name(source, IMAGE_SUFFIXES, exclude=results)
-        files = {name: source / (name + suffix) for name, suffix in older.items()} | files
-    tasks, missing = [], []
-    for size, names in buckets.items():
-        for name in names:
-            if name in files:
-                tasks.append(Task(name, size, files[name]))
-            else:
-                missing.append(f"{source / 'images' / name}: no such image; run bucketing.py again")
-    return tasks, missing
-
-
-def _check_buckets(buckets: Mapping[Size, Sequence[str]], scale_factor: int) -> None:
-    for size in buckets:
-        if size[0] % scale_factor or size[1] % scale_factor:
-            raise ValueError(
-                f"bucket {size}: the VAE wants multiples of {scale_factor}; run "
-                f"preprocess/bucketing.py with such a --step"
-            )
+    return Counts(done=done, skipped=skipped, failed=failed)
 
 
 def _make_batches(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
@@ -176,29 +131,49 @@ def _encode(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        *("-d", "--directory", "--input_dir"), required=True, help="dataset, made by bucketing.py"
-    )
-    parser.add_argument(
-        *("-o", "--output", "--output_dir", "--output_path"),
-        help="default: latents/ of the dataset",
+    parser = make_parser(
+        __doc__,
+        output="default: latents/ of the dataset",
+        num_workers="threads that decode; default: one per processor, at most 8",
+        batch_size=4,
     )
     parser.add_argument(
         *("-m", "--model"), required=True, help="diffusers model or VAE: directory or hub id"
     )
     parser.add_argument("--vae", help="another VAE than the model's: directory or hub id")
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--num_workers", type=int, help="threads that decode")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision")
     parser.add_argument("--device", help="default: the accelerator if there is one, else cpu")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: _summarise(latent(**vars(arguments)), arguments.directory))
+    parser.add_argument("--text", action="store_true", help="also encode the captions, into text/")
+    parser.add_argument("--prefix", help="with --text: stands before every caption")
+    parser.add_argument("--prompt", help="with --text: stands for every caption")
+    arguments = vars(parser.parse_args(argv))
+    captions = {key: arguments.pop(key) for key in ("text", "prefix", "prompt")}
+    if not captions["text"]:
+        for key in ("prefix", "prompt"):
+            if captions[key] is not None:
+                parser.error(f"--{key}: has no effect without --text")
+    return run_command(lambda: _run(captions, arguments))
 
 
-def _summarise(result: Encoded, directory: str) -> tuple[str, list[str]]:
-    counts = f"{result.done} encoded, {result.skipped} kept, {len(result.failed)} failed"
-    return f"{directory}: latents: {counts}", result.failed
+def _run(captions: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Encode captions, which is quick, and images; return a summary and the failures."""
+    results = {}
+    if captions["text"]:
+        from preprocess.text_cache import cache_text
+
+        keys = ("directory", "model", "batch_size", "dtype", "device")
+        results["text"] = cache_text(
+            **{key: arguments[key] for key in keys},
+            prefix=captions["prefix"] or "",
+            prompt=captions["prompt"],
+        )
+    results["latents"] = latent(**arguments)
+    lines = [
+        f"{arguments['directory']}: {kind}: {r.done} encoded, {r.skipped} kept, "
+        f"{len(r.failed)} failed"
+        for kind, r in results.items()
+    ]
+    return "\n".join(lines), [line for result in results.values() for line in result.failed]
 
 
 if __name__ == "__main__":

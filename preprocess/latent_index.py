@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modules.buckets import Size
 from modules.files import Journal, write_atomically
+from preprocess.dataset_images import Task
 from preprocess.sources import stamp
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Task:
-    """An image to encode."""
-
-    name: str
-    size: Size
-    path: Path
 
 
 class LatentIndex:

@@ -12,7 +12,7 @@ from modules.captions import CAPTION_SUFFIXES, find_caption
 from modules.files import write_atomically
 from modules.images import image_files
 
-RESULTS = ("images", "latents", "captions", "control", "mask", "pfg")
+RESULTS = ("images", "latents", "captions", "control", "mask", "pfg", "text")
 """Folders of a dataset, where no source images are looked for."""
 
 

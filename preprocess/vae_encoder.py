@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modules.models.fingerprint import hash_weights
 from modules.models.pieces import load_vae
+from preprocess.device import DTYPES, choose_device, choose_dtype
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class VAEEncoder:
@@ -26,7 +25,7 @@ class VAEEncoder:
 
     def __init__(self, vae: Any, *, device: torch.device, dtype: str) -> None:
         vae.decoder = vae.post_quant_conv = None
-        self.fingerprint = _hash_weights(vae)
+        self.fingerprint = hash_weights(vae)
         self.dtype = dtype
         self.device = device
         self.scale_factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -83,23 +82,6 @@ def load_encoder(path: str, *, device: str | None, dtype: str) -> VAEEncoder:
     Raises:
         ValueError: there is no such VAE, device or dtype.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
-    if device is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = accelerator.type if accelerator else "cpu"
-    try:
-        place = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device: {device!r} can't be used ({reason})") from error
+    choose_dtype(dtype)
+    place = choose_device(device)
     return VAEEncoder(load_vae(path), device=place, dtype=dtype)
-
-
-def _hash_weights(vae: Any) -> str:
-    """Hash what latents depend on, whatever files it came from; the decoder isn't part of it."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(vae.state_dict().items()):
-        digest.update(f"{key} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.float().cpu().contiguous().numpy())
-    return digest.hexdigest()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -40,6 +41,19 @@ class Plain:
 class Open:
     def __init__(self, size: int = 1, **rest):
         self.given = {"size": size, **rest}
+
+
+class Forwarding(Part):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+
+
+def needs_more():
+    pass
+
+
+def faulty_code():
+    return "a" + 1
 
 
 def wrapper(function):
@@ -99,24 +113,58 @@ def test_paths_that_lead_nowhere(path, message):
     assert why(path) == message
 
 
-def test_an_optional_package_is_named_with_its_pip_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    assert why("bitsandbytes.optim.AdamW8bit") == (
-        "the package bitsandbytes is not installed; pip install bitsandbytes"
+@pytest.mark.parametrize(
+    ("path", "pip_name"),
+    [
+        ("bitsandbytes.optim.AdamW8bit", "bitsandbytes"),
+        ("came_pytorch.CAME", "came-pytorch"),
+        ("dadaptation.DAdaptAdam", "dadaptation"),
+        ("lion_pytorch.Lion", "lion-pytorch"),
+        ("prodigyopt.Prodigy", "prodigyopt"),
+        ("prodigyplus.ProdigyPlusScheduleFree", "prodigy-plus-schedule-free"),
+        ("pytorch_optimizer.Lion", "pytorch-optimizer"),
+        ("schedulefree.AdamWScheduleFree", "schedulefree"),
+        ("torchao.optim.AdamW8bit", "torchao"),
+    ],
+)
+def test_an_optional_package_is_named_with_its_pip_line(parts, monkeypatch, path, pip_name):
+    package = path.partition(".")[0]
+    take_away(package, monkeypatch)
+    assert why(path) == f"the package {package} is not installed; pip install {pip_name}"
+    (parts / "my_parts.py").write_text(f"\nimport {package}\n", encoding="utf-8")
+    assert why("my_parts.Net") == (
+        f"importing my_parts failed: import of {package} halted; None in sys.modules (my_parts.py, "
+        f"line 2); pip install {pip_name}"
     )
 
 
-def test_a_module_of_ones_own_that_fails(parts):
-    (parts / "broken_import.py").write_text("import surely_not_there\n", encoding="utf-8")
-    (parts / "broken_code.py").write_text("1 / 0\n", encoding="utf-8")
-    (parts / "broken_syntax.py").write_text("def f(:\n", encoding="utf-8")
-    assert why("broken_import.Net") == (
-        "importing broken_import failed: No module named 'surely_not_there'"
-    )
-    assert why("broken_code.Net") == (
-        "importing broken_code failed: ZeroDivisionError: division by zero"
-    )
-    assert why("broken_syntax.Net").startswith("importing broken_syntax failed: SyntaxError: ")
+def take_away(package, monkeypatch):
+    """Make a package look as if it was not installed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import surely_not_there", "No module named 'surely_not_there' (faulty.py, line 2)"),
+        ("from torch import Tensr", "cannot import name 'Tensr' from 'torch'"),
+        ("1 / 0", "ZeroDivisionError: division by zero (faulty.py, line 2)"),
+        ("import json\njson.loads('{')", "JSONDecodeError: Expecting property name"),
+        ("raise SystemExit(3)", "SystemExit: 3 (faulty.py, line 2)"),
+        ("def f(:", "SyntaxError: invalid syntax (faulty.py, line 2)"),
+        ("import helper_of_faulty", "NameError: name 'x' is not defined (helper_of_faulty.py, "),
+        ("raise ValueError('a\\nb')", "ValueError: a (faulty.py, line 2)"),
+    ],
+)
+def test_a_file_of_ones_own_that_fails(parts, code, message):
+    (parts / "faulty.py").write_text(f"\n{code}\n", encoding="utf-8")
+    (parts / "helper_of_faulty.py").write_text("x\n", encoding="utf-8")
+    said = why("faulty.Net")
+    assert said.startswith(f"importing faulty failed: {message}")
+    assert said.endswith(")")
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize("name", ["Part", "Child"])
@@ -181,6 +229,26 @@ def test_components_that_a_config_names():
         "you mean 'rank'?",
         "networks.lora.args.targets: 'unet' is not a list; write ['unet']",
     ]
+
+
+def test_an_open_ended_class_warns_of_what_may_be_misspelled(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("modules"), "propagate", True)
+    assert argument_faults("x", "parts.Open", {"sise": 1, "unlike": 2}) == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "x.args.sise: parts.Open names no such argument, so it may have no effect; did you mean "
+        "'size'?"
+    ]
+
+
+def test_build_says_what_a_class_refuses():
+    with pytest.raises(ValueError, match=r"^parts\.Forwarding: .*argument 'sise' \(test_component"):
+        build("parts.Forwarding", {"path": "p", "sise": 1})
+    with pytest.raises(ValueError, match=r"^parts\.needs_more: No module named 'surely_not_ther"):
+        build("parts.needs_more", {})
+    with pytest.raises(
+        TypeError, match="can only concatenate"
+    ):  # a fault of the code, with its traceback
+        build("parts.faulty_code", {})
 
 
 def test_build_converts_and_supplies():

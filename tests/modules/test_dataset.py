@@ -214,3 +214,12 @@ def test_wrong_arguments(directory, tmp_path):
         LatentDataset(str(directory), extras={"../x": "npz"})
     with pytest.raises(ValueError, match="caption_dropout"):
         LatentDataset(str(directory), caption_dropout=2.0)
+
+
+def test_what_made_a_side_input_is_read_from_its_folder(directory):
+    dataset = LatentDataset(str(directory))
+    assert dataset.origin("pfg") == {}
+    (directory / "pfg").mkdir(exist_ok=True)
+    note = '{"tagger": "a/b", "sha256": "12", "features": 768}'
+    (directory / "pfg" / "tagger.json").write_text(note, encoding="utf-8")
+    assert dataset.origin("pfg")["tagger"] == "a/b"

@@ -120,3 +120,27 @@ def test_other_features_and_files_are_refused(tmp_path):
         make().load(tmp_path / "c.pt")
     with pytest.raises(ValueError, match="dropout: 2"):
         PFG(dropout=2.0)
+
+
+def test_features_of_another_tagger_are_refused(tmp_path):
+    class Data(list):
+        def origin(self, key):
+            return {"tagger": f"vit of {key}", "sha256": self.sha256, "features": 12}
+
+    sample = type("Sample", (), {"extras": {"pfg": torch.zeros(12)}})
+    data = Data([sample])
+    data.sha256 = "aa"
+    model = tiny.make_sd()
+    network = make(model)
+    network.check_dataset(data)
+    metadata = network.describe(model)
+    assert metadata["pfg_tagger"] == "vit of pfg"
+    network.save(tmp_path / "a.safetensors", dtype=torch.float32, metadata=metadata)
+    same = make()
+    same.check_dataset(data)
+    same.load(tmp_path / "a.safetensors")
+    other = make()
+    data.sha256 = "bb"
+    other.check_dataset(data)
+    with pytest.raises(ValueError, match="trained with features of vit of pfg"):
+        other.load(tmp_path / "a.safetensors")

@@ -1,0 +1,61 @@
+"""The images of a dataset that bucketing made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modules.buckets import BucketIndex, Size
+from modules.files import files_by_name
+from modules.images import IMAGE_SUFFIXES
+from preprocess.sources import RESULTS
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image to work on: its name, its bucket and the file."""
+
+    name: str
+    size: Size
+    path: Path
+
+
+def find_images(directory: Path) -> tuple[list[Task], list[str]]:
+    """Return a task for each image that buckets.json lists, and a line for each that isn't there.
+
+    Raises:
+        ValueError: there is no usable buckets.json.
+    """
+    buckets = BucketIndex.load(directory / "buckets.json").buckets
+    folder = directory / "images"
+    files = {
+        name: folder / (name + suffix)
+        for name, suffix in files_by_name(folder, IMAGE_SUFFIXES).items()
+    }
+    if any(name not in files for names in buckets.values() for name in names):
+        results = [directory / result for result in RESULTS]
+        older = files_by_name(directory, IMAGE_SUFFIXES, exclude=results)
+        files = {name: directory / (name + suffix) for name, suffix in older.items()} | files
+    tasks, missing = [], []
+    for size, names in buckets.items():
+        for name in names:
+            if name in files:
+                tasks.append(Task(name, size, files[name]))
+            else:
+                missing.append(f"{folder / name}: no such image; run bucketing.py again")
+    return tasks, missing
+
+
+def check_multiples(tasks: Sequence[Task], scale_factor: int) -> None:
+    """Check that every bucket is made of whole latent positions.
+
+    Raises:
+        ValueError: one isn't.
+    """
+    for size in {task.size: None for task in tasks}:
+        if size[0] % scale_factor or size[1] % scale_factor:
+            raise ValueError(
+                f"bucket {size}: the VAE wants multiples of {scale_factor}; run "
+                f"preprocess/bucketing.py with such a --step"
+            )

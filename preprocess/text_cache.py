@@ -1,0 +1,158 @@
+"""Encode a dataset's captions with a model's text encoders, once, for runs that don't train them.
+
+`python preprocess/latent.py --text` calls this. Writes text/<name>.npz, float32, and
+text/index.jsonl, by which a second run encodes only captions that are new or changed, or all of
+them if the text encoders are others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from modules.buckets import BucketIndex
+from modules.captions import find_captions, read_caption
+from modules.files import write_atomically
+from modules.text_cache import EMPTY, TextCache
+from preprocess.job import Counts, track
+
+if TYPE_CHECKING:
+    from modules.models.base import DiffusionModel
+
+logger = logging.getLogger(__name__)
+
+TEXT_PIECES = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""What a checkpoint's text encoders are called; the weights of nothing else are loaded."""
+
+
+def cache_text(
+    *,
+    directory: str | Path,
+    model: str,
+    output: str | Path | None = None,
+    prefix: str = "",
+    prompt: str | None = None,
+    batch_size: int = 16,
+    dtype: str = "fp32",
+    device: str | None = None,
+) -> Counts:
+    """Encode the final captions of the images of `directory`, and the empty caption.
+
+    A final caption is `prefix` and then the image's own or `prompt`, as the arguments of the
+    run's dataset say. An image without a caption gets the prefix alone.
+
+    Raises:
+        ValueError: an argument is wrong, or there is no dataset or no model.
+    """
+    from modules.models import load
+    from preprocess.device import choose_device, choose_dtype
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} is less than 1")
+    source = Path(directory)
+    captions, failed = _read_captions(source, prefix=prefix, prompt=prompt)
+    place, precision = choose_device(device), choose_dtype(dtype)
+    encoder = load(model, weights=TEXT_PIECES)
+    cache = TextCache(Path(output) if output is not None else source / "text")
+    key = {"text": encoder.text_fingerprint(), "dtype": dtype}
+    _remove_outdated(cache, captions, key)
+    pending = {name: text for name, text in captions.items() if cache.find(name) is None}
+    for each in encoder.text_encoders:
+        each.module.to(place, precision).eval()
+    outcomes = _encode(pending, encoder, cache, key, batch_size)
+    faults = dict(track(outcomes, total=len(pending), description="text"))
+    cache.journal.rewrite()
+    done = sum(not fault for name, fault in faults.items() if name != EMPTY)
+    failed += [fault for fault in faults.values() if fault]
+    skipped = len(captions.keys() - pending.keys() - {EMPTY})
+    return Counts(done=done, skipped=skipped, failed=failed)
+
+
+def _read_captions(
+    source: Path, *, prefix: str, prompt: str | None
+) -> tuple[dict[str, str], list[str]]:
+    """Return the final captions by image, and a line for each that can't be read."""
+    buckets = BucketIndex.load(source / "buckets.json").buckets
+    names = [name for some in buckets.values() for name in some]
+    captions, failed = {EMPTY: ""}, []
+    if prompt is not None:
+        return captions | {name: prefix + prompt for name in names}, failed
+    files = find_captions(source, names)
+    for name in names:
+        try:
+            captions[name] = prefix + (read_caption(source / files[name]) if name in files else "")
+        except (ValueError, OSError) as error:
+            failed.append(str(error))
+    without = sum(name not in files for name in names)
+    if without:
+        logger.info("%s: %d images have no caption; an empty one is encoded", source, without)
+    return captions, failed
+
+
+def _remove_outdated(cache: TextCache, captions: Mapping[str, str], key: Mapping[str, str]) -> None:
+    """Remove what is of other encoders or captions, so that no stop can leave a mixture."""
+    cache.directory.mkdir(parents=True, exist_ok=True)
+    entries = cache.journal.entries
+    others = [name for name, entry in entries.items() if not key.items() <= entry.items()]
+    if others:
+        logger.info(
+            "%s: %d captions were encoded by other text encoders or in another precision; "
+            "encoding them again",
+            cache.directory,
+            len(others),
+        )
+    changed = [name for name in entries if entries[name].get("caption") != captions.get(name)]
+    for name in {*others, *changed}:
+        cache.path(name).unlink(missing_ok=True)
+        del entries[name]
+    cache.journal.rewrite()
+
+
+def _encode(
+    captions: Mapping[str, str],
+    encoder: DiffusionModel,
+    cache: TextCache,
+    key: Mapping[str, str],
+    batch_size: int,
+) -> Iterator[tuple[str, str]]:
+    """Encode and write captions, equal ones once; yield (name, fault), empty if there is none."""
+    names: dict[str, list[str]] = {}
+    for name, caption in captions.items():
+        names.setdefault(caption, []).append(name)
+    different = list(names)
+    for start in range(0, len(different), batch_size):
+        part = different[start : start + batch_size]
+        for caption, arrays in zip(part, _encode_batch(encoder, part), strict=True):
+            for name in names[caption]:
+                if not all(np.isfinite(array).all() for array in arrays.values()):
+                    yield name, f"{name}: its encoded caption is not finite; try --dtype fp32"
+                    continue
+                write_atomically(cache.path(name), partial(np.savez, **arrays))
+                cache.journal.append([{"name": name, "caption": caption, **key}])
+                yield name, ""
+
+
+def _encode_batch(encoder: DiffusionModel, captions: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """Return each caption's arrays, float32.
+
+    Raises:
+        ValueError: the batch doesn't fit into memory.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            outputs = encoder.encode_text(captions)
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():  # not every backend has a class
+            raise
+        raise ValueError(
+            f"{len(captions)} captions don't fit into memory; use a smaller --batch_size"
+        ) from error
+    arrays = {key: tensor.float().cpu().numpy() for key, tensor in outputs.items()}
+    return [{key: array[i] for key, array in arrays.items()} for i in range(len(captions))]
