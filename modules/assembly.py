@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from modules.buckets import BucketBatchSampler
-from modules.component import build
 from modules.config import Config, to_yaml
 from modules.engine import create_accelerator, prepare_modules, set_attention
-from modules.errors import ConfigError
+from modules.errors import explained
 from modules.files import write_atomically
 from modules.hardware import warn_of_cpu_build
 from modules.idle_settings import idle_settings
@@ -38,6 +37,7 @@ from modules.parts import (
     select_trained,
 )
 from modules.plan import Plan
+from modules.preparation import is_prepared, prepare
 from modules.protocols import Network
 from modules.run_folder import create_run_folder, next_run_folder
 from modules.savers import output_names
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     warn_of_cpu_build()
     if not check:
         return _assemble_run(config, create_accelerator(config.train.mixed_precision))
-    if config.prepare and not _is_prepared(config):
+    if config.prepare and not is_prepared(config):
         listed = "".join(f"\n  {step.module}" for step in config.prepare)
         logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
         return None
@@ -92,7 +90,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
 def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
     train, is_main = config.train, accelerator.is_main_process
     if is_main:
-        _prepare(config)
+        prepare(config)
     accelerator.wait_for_everyone()
     parts = _load_parts(config, weights=True)
     batch_sampler = _batch_sampler(
@@ -108,10 +106,10 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
     )
     set_attention(parts.model, parts.networks, train.attention)
     if train.tome_ratio:
-        _explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
-    optimizer = _explained("optimizer", lambda: build_optimizer(config, parts.groups))
-    saver = _explained("save", lambda: build_saver(config))
-    directory = _explained("", lambda: _shared_run_folder(config, accelerator))
+        explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
+    optimizer = explained("optimizer", lambda: build_optimizer(config, parts.groups))
+    saver = explained("save", lambda: build_saver(config))
+    directory = explained("", lambda: _shared_run_folder(config, accelerator))
     if is_main:
         plan.show(directory)
         settings = to_yaml(config)
@@ -156,30 +154,30 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
 def _load_parts(config: Config, *, weights: bool) -> _Parts:
     """Data first, then the model, then what is attached to it."""
     torch.manual_seed(config.train.seed)
-    dataset = _explained("dataset", lambda: build_dataset(config))
+    dataset = explained("dataset", lambda: build_dataset(config))
     section = config.model
-    model = _explained("model", lambda: load(section.path, vae=section.vae, weights=weights))
+    model = explained("model", lambda: load(section.path, vae=section.vae, weights=weights))
     if hasattr(dataset, "check_latent_shapes"):
         scale, channels = model.vae_scale_factor, model.latent_channels
-        _explained("dataset", lambda: dataset.check_latent_shapes(scale, channels))
-    trained_base = _explained("model.trainable", lambda: select_trained(config, model))
+        explained("dataset", lambda: dataset.check_latent_shapes(scale, channels))
+    trained_base = explained("model.trainable", lambda: select_trained(config, model))
     networks = {}
     for name, network in config.networks.items():
         action = partial(build_network, network, dataset, model)
-        networks[name] = _explained(f"networks.{name}", action)
+        networks[name] = explained(f"networks.{name}", action)
     if hasattr(dataset, "check_text_cache"):
-        _explained("dataset", lambda: dataset.check_text_cache(model, networks))
-    sampler = _explained("sample", lambda: build_sampler(config))
+        explained("dataset", lambda: dataset.check_text_cache(model, networks))
+    sampler = explained("sample", lambda: build_sampler(config))
     if hasattr(sampler, "prepare"):
         action = partial(sampler.prepare, model=model, networks=networks, dataset=dataset)
-        _explained("sample", action)
+        explained("sample", action)
     return _Parts(
         dataset=dataset,
         model=model,
         trained_base=trained_base,
         networks=networks,
-        groups=_explained("", lambda: parameter_groups(config, model, trained_base, networks)),
-        objective=_explained("objective", lambda: build_objective(config, model)),
+        groups=explained("", lambda: parameter_groups(config, model, trained_base, networks)),
+        objective=explained("objective", lambda: build_objective(config, model)),
         sampler=sampler,
     )
 
@@ -220,31 +218,6 @@ def _make_plan(config: Config, parts: _Parts, batch_sampler: BucketBatchSampler)
             trains_base=bool(parts.trained_base),
         ),
     )
-
-
-def _explained(where: str, action: Callable[[], Result]) -> Result:
-    """Run `action`; what it finds wrong becomes one message for the person."""
-    try:
-        return action()
-    except ConfigError:
-        raise
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
-
-
-def _is_prepared(config: Config) -> bool:
-    path = config.dataset.args.get("path")
-    return isinstance(path, str) and Path(path).is_dir()
-
-
-def _prepare(config: Config) -> None:
-    """Call the functions of `prepare`; each skips what an earlier run has finished."""
-    for number, step in enumerate(config.prepare):
-        result: Any = _explained(f"prepare.{number}", partial(build, step.module, step.args))
-        failed = getattr(result, "failed", ())
-        if failed:
-            listed = "".join(f"\n  {failure}" for failure in failed)
-            raise ConfigError(f"prepare.{number}: {step.module} failed for:{listed}")
 
 
 def _shared_run_folder(config: Config, accelerator: Accelerator) -> Path:

@@ -197,11 +197,9 @@ class LatentDataset(Dataset[Sample]):
             self._text.check(model, networks)
 
     def _open_text_cache(self) -> TextCache | None:
-        if self.process_caption.shuffle:
-            logger.warning("text_cache: has no effect, since shuffle_caption changes the captions")
-            return None
         captions = {name: self.whole_caption(index) for index, name in enumerate(self.names)}
-        return open_text_cache(self.path / "text", captions)
+        is_shuffled = self.process_caption.shuffle
+        return open_text_cache(self.path / "text", captions, is_shuffled=is_shuffled)
 
     def _read_caption(self, name: str) -> str:
         if self.prompt is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -199,10 +200,15 @@ def _knows(schema: Any, key: KeyPath) -> bool:
         if kind is Any or get_origin(kind) in (dict, list):
             return True
         if dataclasses.is_dataclass(kind):
-            hint = get_type_hints(kind).get(key[0])
+            hint = _hints(kind).get(key[0])  # type: ignore[arg-type]
             if hint is not None and _knows(hint, key[1:]):
                 return True
     return False
+
+
+@cache
+def _hints(section: Any) -> dict[str, Any]:
+    return get_type_hints(section)
 
 
 def _path(key: str) -> KeyPath:

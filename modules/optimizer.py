@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from modules.errors import RunError
-from modules.models.base import matches
+from modules.models.patterns import matches
 
 Rate = float | Mapping[str, float]
 

@@ -21,12 +21,17 @@ EMPTY = ".empty"
 """Stands for the empty caption; images are never hidden files, so that none has this name."""
 
 
-def open_text_cache(directory: Path, captions: Mapping[str, str]) -> TextCache | None:
-    """Open the cache for `captions`, by name; None, with a warning, if it doesn't hold them all.
+def open_text_cache(
+    directory: Path, captions: Mapping[str, str], *, is_shuffled: bool
+) -> TextCache | None:
+    """Open the cache for `captions`, by name; None, with a warning, if it can't serve them all.
 
     Raises:
         ValueError: there is no cache.
     """
+    if is_shuffled:
+        logger.warning("text_cache: has no effect, since shuffle_caption changes the captions")
+        return None
     cache = TextCache(directory)
     if not cache.journal.path.is_file():
         raise ValueError(f"{directory}: holds no cached text; run preprocess/latent.py --text")

@@ -85,8 +85,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle raises kinds of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: cannot be read as .pt: {reason}") from error
+        raise ValueError(f"{path}: is no .pt file of tensors ({type(error).__name__})") from error
     if not isinstance(tensors, dict):
         raise ValueError(f"{path}: holds no layers by name")
     return tensors

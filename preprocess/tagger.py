@@ -6,7 +6,6 @@ second run does only images that are new or changed; a caption that a person has
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ if not __package__:
 
 from modules.captions import CAPTION_SUFFIXES
 from preprocess.caption_folder import CaptionFolder
-from preprocess.job import run_command, track
+from preprocess.job import make_parser, run_command, track
 from preprocess.sources import stamp
 from preprocess.tag_choice import TagChoice, TagSettings
 from preprocess.wd14 import load_tagger
@@ -119,18 +118,17 @@ def tagger(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        *("-d", "--directory", "--input_dir"), required=True, help="dataset, or folder of images"
-    )
-    parser.add_argument(
-        *("-o", "--output", "--output_dir", "--output_path"),
-        help="default: captions/ of the dataset, or beside the images of a folder",
+    parser = make_parser(
+        __doc__,
+        directory="dataset, or folder of images",
+        output="default: captions/ of the dataset, or beside the images of a folder",
+        num_workers="threads that decode; default: one per processor, at most 8",
+        batch_size=8,
     )
     parser.add_argument(
         *("-m", "--model"),
         default=DEFAULT_TAGGER,
-        help="tagger in ONNX form: directory, file or hub id; default: %(default)s",
+        help="tagger in ONNX form: directory, file or hub id",
     )
     parser.add_argument(
         "--threshold", type=float, default=0.35, help="least probability of a general tag"
@@ -146,8 +144,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--exclude", type=_split, default=[], help="tags to leave out, separated by commas"
     )
     parser.add_argument("--caption_extension", default=CAPTION_SUFFIXES[0], help=".caption or .txt")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--num_workers", type=int, help="threads that decode")
     parser.add_argument("--device", help="cpu or cuda; default: cuda if onnxruntime has it")
     parser.add_argument("--overwrite", action="store_true", help="replace captions of a person too")
     arguments = parser.parse_args(argv)

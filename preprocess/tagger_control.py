@@ -6,7 +6,6 @@ the tagger. A second run does only images that are new or changed; pfg/index.jso
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from preprocess.feature_folder import FeatureFolder
-from preprocess.job import run_command, track
+from preprocess.job import make_parser, run_command, track
 from preprocess.sources import Task, stamp
 from preprocess.wd14_features import load_features
 from preprocess.wd14_files import find_tagger
@@ -95,20 +94,17 @@ def _is_finished(task: Task) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        *("-d", "--directory", "--input_dir"), required=True, help="dataset, made by bucketing.py"
-    )
-    parser.add_argument(
-        *("-o", "--output", "--output_dir", "--output_path"), help="default: pfg/ of the dataset"
+    parser = make_parser(
+        __doc__,
+        output="default: pfg/ of the dataset",
+        num_workers="threads that decode; default: one per processor, at most 8",
+        batch_size=8,
     )
     parser.add_argument(
         *("-m", "--model"),
         default=DEFAULT_TAGGER,
-        help="tagger in ONNX form: directory, file or hub id; default: %(default)s",
+        help="tagger in ONNX form: directory, file or hub id",
     )
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--num_workers", type=int, help="threads that decode")
     parser.add_argument("--device", help="cpu or cuda; default: cuda if onnxruntime has it")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace features of another tagger"

@@ -79,9 +79,10 @@ def _read_captions(
     """Return the final captions by image, and a line for each that can't be read."""
     buckets = BucketIndex.load(source / "buckets.json").buckets
     names = [name for some in buckets.values() for name in some]
-    captions, failed = {EMPTY: ""}, []
+    captions = {EMPTY: ""}
     if prompt is not None:
-        return captions | {name: prefix + prompt for name in names}, failed
+        return captions | {name: prefix + prompt for name in names}, []
+    failed: list[str] = []
     files = find_captions(source, names)
     for name in names:
         try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modules.objectives import Epsilon
+from networks.conditioner import Conditioner
 
 
-class NeedsControl(nn.Module):
+class NeedsControl(Conditioner):
     """Asks for an extra that a plain dataset does not provide."""
 
     requires = ("control",)

@@ -55,6 +55,10 @@ def test_the_config_needs_no_torch():
         "value_words",
         "yaml_text",
         "idle_settings",
+        "legacy",
+        "legacy_keys",
+        "legacy_table",
+        "legacy_values",
     ):
         found = {module.partition(".")[0] for module in imports(ROOT / "modules" / f"{name}.py")}
         assert not found & {"torch", "diffusers", "transformers", "accelerate"}, name

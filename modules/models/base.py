@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.models.patterns import matches, no_match
 from modules.models.text_encoder import TextEncoder
 from modules.objectives import OBJECTIVES, Diffusion
 
@@ -66,21 +67,23 @@ class DiffusionModel:
 
     def encode(self, batch: Batch) -> Batch:
         """The batch with latents and text-encoder outputs, made here if they aren't cached."""
-        assert self.vae is not None
-        latents, text = batch.latents, batch.text
-        if latents is None:
-            if batch.pixel_values is None:
-                raise ValueError("the dataset gave neither latents nor pixel_values")
-            with torch.no_grad(), full_precision(batch.pixel_values.device):
-                posterior = self.vae.encode(batch.pixel_values.to(self.vae.dtype)).latent_dist
-                latents = posterior.sample().float()
-        return replace(batch, latents=latents, text=text or self.encode_text(batch.captions))
+        text = batch.text or self.encode_text(batch.captions)
+        return replace(batch, latents=self._latents(batch), text=text)
 
     def encode_images(self, batch: Batch) -> Tensor:
-        """Scaled latents of an encoded batch, (B, C, h, w)."""
+        """Scaled latents of a batch, (B, C, h, w): cached ones, or the VAE's of its pixels."""
         assert self.vae is not None
-        assert batch.latents is not None
-        return batch.latents * self.vae.config.scaling_factor
+        return self._latents(batch) * self.vae.config.scaling_factor
+
+    def _latents(self, batch: Batch) -> Tensor:
+        assert self.vae is not None
+        if batch.latents is not None:
+            return batch.latents
+        if batch.pixel_values is None:
+            raise ValueError("the dataset gave neither latents nor pixel_values")
+        with torch.no_grad(), full_precision(batch.pixel_values.device):
+            posterior = self.vae.encode(batch.pixel_values.to(self.vae.dtype)).latent_dist
+            return posterior.sample().float()
 
     def encode_prompts(self, batch: Batch) -> dict[str, Any]:
         """`encoder_hidden_states` (B, tokens, D) and what else the denoiser wants of captions."""
@@ -221,25 +224,6 @@ class DiffusionModel:
         for component, module in self.components().items():
             yield component
             yield from (f"{component}.{name}" for name, _ in module.named_modules() if name)
-
-
-def matches(path: str, pattern: str) -> bool:
-    """Whether a pattern names a module path, one above it, or by `*` any of these."""
-    if "*" not in pattern:
-        return f"{path}.".startswith(f"{pattern}.")
-    parts = path.split(".")
-    return any(fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1))
-
-
-def no_match(pattern: str, paths: Iterable[str]) -> str:
-    """The message for a pattern that matches no module."""
-    parent = pattern.rpartition(".")[0]
-    depth = len(pattern.split("."))
-    every = list(paths)
-    near = [path for path in every if not parent or matches(path, parent)]
-    known = sorted({".".join(path.split(".")[:depth]) for path in near or every})
-    shown = ", ".join(known[:12]) or "nothing"
-    return f"the pattern {pattern!r} matches no module; there: {shown}"
 
 
 @contextlib.contextmanager

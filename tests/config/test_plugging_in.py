@@ -15,9 +15,7 @@ from safetensors.torch import load_file
 
 import main
 from modules.config import load
-from modules.contracts import lacking_methods
 from modules.errors import ConfigError
-from modules.idle_settings import idle_settings
 from modules.trainer import Trainer
 from modules.yaml_text import parse
 
@@ -96,6 +94,7 @@ def test_a_dataset_straight_from_a_folder(plug_in, write_config, tmp_path):
         (pictures / f"{name}.txt").write_text(f"a {name}\n", encoding="utf-8")
     section = plug_in("my_dataset")
     section["args"] |= {"path": str(pictures), "size": 32}
+    section["num_workers"] = 0
     files = sorted(pictures.iterdir())
     path = write_config(dataset=section, networks=LORA)
     trainer = Trainer.from_config(load(path))
@@ -182,20 +181,26 @@ def test_all_of_them_beside_a_main_that_is_called_from_elsewhere(
     sections = {PARTS[name]: plug_in(name) for name in PARTS}
     (tmp_path / "cat.txt").write_text("a cat", encoding="utf-8")
     Image.new("RGB", (40, 40), "red").save(tmp_path / "cat.png")
-    sections["dataset"]["args"]["path"] = sections["save"]["args"]["folder"] = str(tmp_path)
+    sections["dataset"]["args"] = {"path": str(tmp_path), "size": 32}
+    sections["save"]["args"]["folder"] = str(tmp_path)
     path = write_config(**sections)
     shutil.copy(main.__file__, beside_main)
     done = subprocess.run(
-        [sys.executable, str(beside_main / "main.py"), str(path), "--check"],
+        [sys.executable, str(beside_main / "main.py"), str(path)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     assert "offset.unet: 32 parameters in 1 tensors, learning rate 0.001" in done.stdout
     assert "data       1 images" in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("warning")] == [
+        "warning: train.learning_rate has no effect: every network has its own"
+    ]
+    assert "2/2" in done.stderr
+    assert load_file(tmp_path / "run.safetensors")["offset"].abs().min() > 0
 
 
 @pytest.mark.parametrize(
@@ -203,7 +208,7 @@ def test_all_of_them_beside_a_main_that_is_called_from_elsewhere(
     [
         ("def f(:", "SyntaxError: invalid syntax (my_parts.py, line 3)"),
         ("import nowhere_to_be", "No module named 'nowhere_to_be' (my_parts.py, line 3)"),
-        ("torch.nn.Modul", "AttributeError: module 'torch.nn' has no attribute 'Modul' (my_parts"),
+        ("torch.nn.Net", "AttributeError: module 'torch.nn' has no attribute 'Net' (my_parts.py, "),
     ],
 )
 def test_a_fault_in_the_file_is_one_line(beside_main, write_config, capsys, code, message):
@@ -214,77 +219,3 @@ def test_a_fault_in_the_file_is_one_line(beside_main, write_config, capsys, code
     assert lines[0] == "run: the config asks for what can't be done:"
     assert lines[1].startswith(f"  networks.mine.module: importing my_parts failed: {message}")
     assert len(lines) == 2
-
-
-FAULTY = """
-from torch import nn
-from modules.samplers import GridSampler
-
-class Half(nn.Module):
-    def attach(self, model): ...
-    def condition(self, inputs, batch): ...
-
-class Plain:
-    def attach(self, model): ...
-    def detach(self): ...
-    def condition(self, inputs, batch): ...
-    def parameter_groups(self): ...
-    def load(self, path): ...
-    def save(self, path, *, dtype, metadata): ...
-
-class Quiet:
-    def __init__(self, *, every_steps: int | None = None): ...
-    def save_if_due(self, run, *, last): ...
-
-class Narrow(GridSampler):
-    def __init__(self, *, prompts: list[str]):
-        super().__init__(prompts=prompts, width=32, height=32, num_inference_steps=1)
-
-class Empty: ...
-
-def made(path: str):
-    return [Empty()]
-"""
-ADVICE = "; config/README.md shows what a class of your own must have"
-
-
-def test_a_class_without_the_methods_is_refused_before_anything_is_loaded(
-    beside_main, write_config
-):
-    (beside_main / "my_parts.py").write_text(FAULTY, encoding="utf-8")
-    empty = {"module": "my_parts.Empty"}
-    networks = {"half": {"module": "my_parts.Half"}, "plain": {"module": "my_parts.Plain"}}
-    sample = {**empty, "prompts": ["a cat"]}
-    path = write_config(
-        dataset={**empty, "args": {}}, networks=networks, objective=empty, save=empty, sample=sample
-    )
-    with pytest.raises(ConfigError) as raised:
-        Trainer.from_config(load(path))
-    assert str(raised.value).splitlines()[1:] == [
-        "  dataset.module: my_parts.Empty has no __len__, __getitem__" + ADVICE,
-        "  networks.half.module: my_parts.Half has no detach, parameter_groups, load, save"
-        + ADVICE,
-        "  networks.plain.module: my_parts.Plain is no torch.nn.Module; let it be one",
-        "  objective.module: my_parts.Empty has no sample_noise, sample_timesteps, add_noise, "
-        "target, loss_weight, error" + ADVICE,
-        "  save.module: my_parts.Empty has no save_if_due" + ADVICE,
-        "  sample.module: my_parts.Empty has no sample_if_due" + ADVICE,
-    ]
-    function = write_config("function", networks=LORA, dataset={"module": "my_parts.made"})
-    assert lacking_methods(load(function)) == []  # what it returns is not known yet
-
-
-def test_settings_that_a_part_does_not_take_are_named(beside_main, write_config):
-    (beside_main / "my_parts.py").write_text(FAULTY, encoding="utf-8")
-    save = {"module": "my_parts.Quiet", "every_steps": 1, "keep_last": 2}
-    sample = {"module": "my_parts.Narrow", "prompts": ["a cat"], "seed": 5, "every_steps": 1}
-    path = write_config(networks=LORA, save=save, sample=sample)
-    assert idle_settings(load(path)) == [
-        "save.keep_last has no effect: my_parts.Quiet takes no such argument",
-        "save.dtype has no effect: my_parts.Quiet takes no such argument",
-        "sample.seed has no effect: my_parts.Narrow takes no such argument",
-        "sample.every_steps has no effect: my_parts.Narrow takes no such argument",
-    ]
-    names = [file.name for file in train(path).directory.rglob("*.*")]
-    assert "step00000002.png" in names  # drawn by the one class; the other saves nothing
-    assert not [name for name in names if name.endswith(".safetensors")]

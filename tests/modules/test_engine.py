@@ -56,7 +56,7 @@ def test_xformers_without_cuda_falls_back_and_says_so(capfd):
     set_up_logging()
     model, _ = prepared()
     before = {type(p) for p in model.denoiser.attn_processors.values()}
-    set_attention(model, "xformers")
+    set_attention(model, {}, "xformers")
     if not torch.cuda.is_available():
         assert "xformers can't be used here" in capfd.readouterr().out
         assert {type(p) for p in model.denoiser.attn_processors.values()} == before
@@ -73,5 +73,5 @@ def test_xformers_computes_what_sdpa_does():
     )
     with torch.no_grad():
         plain = model.denoiser(*inputs).sample
-        set_attention(model, "xformers")
+        set_attention(model, {}, "xformers")
         assert torch.allclose(model.denoiser(*inputs).sample, plain, atol=1e-2)

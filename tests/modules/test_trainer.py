@@ -428,5 +428,5 @@ def test_schedule_free_weights_are_saved_as_they_are_to_be_used(write_config):
 
 def test_an_optimizer_that_wants_a_closure_is_refused(write_config):
     path = write_config(networks=LORA, optimizer={"module": "torch.optim.LBFGS", "args": {}})
-    with pytest.raises(ConfigError, match=r"optimizer: .*LBFGS"):
+    with pytest.raises(ConfigError, match=r"optimizer\.module: .*LBFGS"):
         Trainer.from_config(load(path))

@@ -1,0 +1,31 @@
+"""The `prepare` section: functions that make the dataset before it is read."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from modules.component import build
+from modules.config import Config
+from modules.errors import ConfigError, explained
+
+
+def is_prepared(config: Config) -> bool:
+    """Whether the dataset's directory is there."""
+    path = config.dataset.args.get("path")
+    return isinstance(path, str) and Path(path).is_dir()
+
+
+def prepare(config: Config) -> None:
+    """Call the functions of `prepare`; each skips what an earlier run has finished.
+
+    Raises:
+        ConfigError: one of them refuses its arguments, or fails for some images; lists them.
+    """
+    for number, step in enumerate(config.prepare):
+        result: Any = explained(f"prepare.{number}", partial(build, step.module, step.args))
+        failed = getattr(result, "failed", ())
+        if failed:
+            listed = "".join(f"\n  {failure}" for failure in failed)
+            raise ConfigError(f"prepare.{number}: {step.module} failed for:{listed}")

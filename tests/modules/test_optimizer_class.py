@@ -1,0 +1,140 @@
+"""What is said about an optimizer that does not fit, and one of a person's own."""
+
+import logging
+import sys
+
+import pytest
+import torch
+
+from modules.config import load
+from modules.errors import ConfigError, RunError
+from modules.trainer import Trainer
+
+LORA = {"lora": {"module": "networks.lora.LoRA", "args": {"rank": 4, "conv_rank": 2}}}
+
+
+@pytest.fixture
+def trainer_with(write_config):
+    """A trainer with the optimizer at a path."""
+
+    def make(path, args=None, *overrides):
+        config = write_config(networks=LORA, optimizer={"module": path, "args": args or {}})
+        return Trainer.from_config(load(config, *overrides))
+
+    return make
+
+
+def test_a_low_rate_for_one_that_finds_its_own_is_said(trainer_with, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("modules"), "propagate", True)
+    trainer_with("prodigyopt.Prodigy")
+    (said,) = {r.getMessage() for r in caplog.records if r.levelno == logging.WARNING}
+    assert said == (
+        "optimizer: prodigyopt.Prodigy finds its learning rate by itself and multiplies it with "
+        "ours, 0.001; train.learning_rate: 1 is usual"
+    )
+    caplog.clear()
+    trainer_with("prodigyopt.Prodigy", {}, "train.learning_rate=1")
+    trainer_with("pytorch_optimizer.Lion")
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "message"),
+    [
+        ("torch.optim.LBFGS", {}, "evaluates the loss several times in a step, which is not done"),
+        ("schedulefree.AdamWScheduleFreeClosure", {}, "evaluates the loss several times"),
+        ("pytorch_optimizer.SAM", {}, "wraps another optimizer, which is not done here; use ano"),
+        ("pytorch_optimizer.Lookahead", {"k": 5}, "wraps another optimizer"),
+        ("pytorch_optimizer.LOMO", {}, "wants a whole model in place of parameters; use another"),
+        ("pytorch_optimizer.Lyon", {}, "has no 'Lyon'; did you mean 'Lion'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_loaded(
+    write_config, tmp_path, path, args, message
+):
+    config = load(write_config(networks=LORA, optimizer={"module": path, "args": args}))
+    for check in (True, False):
+        with pytest.raises(ConfigError) as raised:
+            Trainer.from_config(config, check=check)
+        lines = str(raised.value).splitlines()
+        assert len(lines) == 2
+        assert lines[1].startswith("  optimizer.module: ")
+        assert message in lines[1]
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("bitsandbytes.optim.SGD8bit", "bitsandbytes.optim.SGD8bit: SGD without momentum is not"),
+        ("torch.optim.Muon", "Muon only supports 2D parameters"),
+    ],
+)
+def test_what_an_optimizer_refuses_to_be_made_with(trainer_with, tmp_path, path, message):
+    with pytest.raises(ConfigError, match=f"^optimizer: {message}"):
+        trainer_with(path)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("torch.optim.SparseAdam", "SparseAdam does not support dense gradients"),
+        ("pytorch_optimizer.AliG", "AliG requires closure"),
+        ("pytorch_optimizer.AdaHessian", "element 0 of tensors does not require grad"),
+    ],
+)
+def test_what_an_optimizer_refuses_in_its_first_step(trainer_with, path, message):
+    name = path.rpartition(".")[2]
+    with pytest.raises(RunError, match=f"^optimizer: {name} can't make a step here: {message}"):
+        trainer_with(path).train()
+
+
+def test_a_failure_later_in_the_run_keeps_its_traceback(trainer_with):
+    trainer = trainer_with("torch.optim.SGD")
+
+    def fail(*_):
+        if trainer.step == 2:
+            raise RuntimeError("a fault of the second step")
+
+    trainer.optimizer.optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match=r"^a fault of the second step$"):
+        trainer.train()
+    assert trainer.step == 2
+
+
+@pytest.fixture
+def my_optimizer(tmp_path, monkeypatch):
+    code = """
+import torch
+
+class Plain(torch.optim.SGD):
+    def __init__(self, weights, lr, *, beta: float):  # neither `params` nor a default
+        super().__init__(weights, lr=lr, momentum=beta)
+
+class Passing(torch.optim.AdamW):
+    def __init__(self, params, **settings):
+        super().__init__(params, **settings)
+"""
+    (tmp_path / "my_optimizer.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("my_optimizer", None)
+
+
+@pytest.mark.usefixtures("my_optimizer")
+def test_ones_own(trainer_with):
+    trainer = trainer_with("my_optimizer.Plain", {"beta": 0.5})
+    before = [p.detach().clone() for p in trainer.networks["lora"].parameters()]
+    trainer.train()
+    after = trainer.networks["lora"].parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.args\.beta: is missing; my_optimizer\.Plain"
+    ):
+        trainer_with("my_optimizer.Plain")
+    unknown = (
+        r"^optimizer: my_optimizer\.Passing: .*argument 'amsgrat' \(my_optimizer\.py, line 10\)"
+    )
+    with pytest.raises(ConfigError, match=unknown):
+        trainer_with("my_optimizer.Passing", {"amsgrat": True})
