@@ -34,13 +34,3 @@ def pyramid_noise(noise: Tensor, discount: float, *, levels: int = 10) -> Tensor
         if 1 in size:
             break
     return total / total.std()
-
-
-def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and scale a schedule so that its last timestep is noise alone.
-
-    Source: Lin et al. 2023, arXiv:2305.08891, algorithm 1. (T,) in, (T,) out.
-    """
-    roots = alphas_cumprod.sqrt()
-    first, last = roots[0], roots[-1]
-    return ((roots - last) * first / (first - last)).square()

@@ -174,7 +174,19 @@ def build_objective(config: Config, model: DiffusionModel) -> Any:
         faults = argument_faults("objective", path, section.args, {"scheduler"})
         if faults:
             raise ConfigError("\n".join(faults))
-    return build(path, section.args, scheduler=model.scheduler)
+    objective = build(path, section.args, scheduler=model.scheduler)
+    scheduler = getattr(objective, "scheduler", model.scheduler)
+    told, trained = (s.config.prediction_type for s in (model.scheduler, scheduler))
+    if told != trained:
+        logger.warning(
+            "objective: trains %s prediction, but %s says of itself that it predicts %s; take "
+            "objective.module out if that is not what you want",
+            trained,
+            model.path,
+            told,
+        )
+    model.use_scheduler(scheduler)
+    return objective
 
 
 def build_optimizer(config: Config, groups: list[ParameterGroup]) -> Any:

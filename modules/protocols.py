@@ -30,7 +30,9 @@ class Objective(Protocol):
 
     def loss_weight(self, timesteps: Tensor) -> Tensor: ...  # (B,)
 
-    def error(self, prediction: Tensor, target: Tensor) -> Tensor: ...  # of each element
+    def error(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
+        """Of each element, in the prediction's shape."""
+        ...
 
 
 @runtime_checkable

@@ -176,7 +176,7 @@ def draw_images(
     prompts; no other random state is touched.
     """
     device = next(model.denoiser.parameters()).device
-    scheduler = DDIMScheduler.from_config(model.scheduler.config)
+    scheduler = make_sampling_scheduler(model.scheduler)
     scheduler.set_timesteps(num_inference_steps, device=device)
     latents = starting_noise(model, seeds, size).to(device) * scheduler.init_noise_sigma
     guided = guidance_scale != 1.0
@@ -199,6 +199,13 @@ def draw_images(
                 prediction = negative + guidance_scale * (positive - negative)
             latents = scheduler.step(prediction, timestep, latents).prev_sample
     return model.decode(latents)
+
+
+def make_sampling_scheduler(scheduler: Any) -> DDIMScheduler:
+    """DDIM over a model's schedule; one that ends in noise alone is sampled from its very end."""
+    config = scheduler.config
+    changes = {"timestep_spacing": "trailing"} if config.get("rescale_betas_zero_snr") else {}
+    return DDIMScheduler.from_config(config, **changes)
 
 
 def guided_batch(

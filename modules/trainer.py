@@ -125,7 +125,7 @@ class Trainer:
 
         prediction = self.model.denoise(inputs)
         target = self.objective.target(clean, noise, timesteps)
-        error = self.objective.error(prediction, target)  # (B, C, h, w)
+        error = self.objective.error(prediction, target, timesteps)  # (B, C, h, w)
         per_image = masked_mean(error, batch.mask)  # (B,)
         return (per_image * self.objective.loss_weight(timesteps)).sum()
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +39,7 @@ class DiffusionModel:
     text_encoders: list[TextEncoder]
     vae: Any | None  # None: pixel space
     scheduler: Any
+    scheduler_changes: Mapping[str, Any] = MappingProxyType({})  # since the checkpoint was loaded
     path: str
 
     @classmethod
@@ -53,6 +55,13 @@ class DiffusionModel:
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
         """Write the pieces as a diffusers directory."""
         raise TypeError(f"{type(self).__name__} cannot be saved")
+
+    def use_scheduler(self, scheduler: Any) -> None:
+        """Take over the schedule that is trained for: images are drawn and the model saved so."""
+        before, after = self.scheduler.config, scheduler.config
+        changes = {key: value for key, value in after.items() if before.get(key) != value}
+        self.scheduler_changes = {**self.scheduler_changes, **changes}
+        self.scheduler = scheduler
 
     def components(self) -> dict[str, nn.Module]:
         """The trainable pieces by the first part of their module path."""

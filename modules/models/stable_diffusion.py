@@ -80,7 +80,9 @@ class StableDiffusion(DiffusionModel):
         module = self._as_trained("text_encoder", encoder.module)
         save_text_encoder(module, directory / "text_encoder", dtype)
         save_tokenizer(encoder.tokenizer, directory / "tokenizer")
-        scheduler = self._scheduler_config or dict(self.scheduler.config)
+        scheduler = {**(self._scheduler_config or self.scheduler.config), **self.scheduler_changes}
+        if scheduler.get("rescale_betas_zero_snr"):  # not every scheduler knows it, DDIM does
+            scheduler["_class_name"] = "DDIMScheduler"
         write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
         index = {
             "_class_name": "StableDiffusionPipeline",

@@ -104,3 +104,120 @@ def test_a_mask_lowers_the_loss_and_stops_its_gradient():
     assert error.grad is not None
     assert error.grad[1, :, :2].abs().sum() == 0
     assert error.grad[1, :, 2:].abs().min() > 0
+
+
+def loss_of(objective, difference: float, timestep: int) -> float:
+    prediction = torch.full((1, 4, 2, 2), difference)
+    error = objective.error(prediction, torch.zeros_like(prediction), torch.tensor([timestep]))
+    assert torch.equal(error, error.flatten()[0].expand_as(error))
+    return error.flatten()[0].item()
+
+
+@pytest.mark.parametrize("difference", [-3.0, 0.01, 2.0])
+def test_losses_are_their_closed_forms(scheduler, difference):
+    assert loss_of(Epsilon(scheduler), difference, 5) == pytest.approx(difference**2)
+    l1 = Epsilon(scheduler, loss="l1")
+    assert loss_of(l1, difference, 5) == pytest.approx(abs(difference))
+    c = 0.2
+    root = (difference**2 + c**2) ** 0.5 - c
+    options = {"huber_c": c, "huber_schedule": "constant"}
+    huber = Epsilon(scheduler, loss="huber", **options)
+    assert loss_of(huber, difference, 5) == pytest.approx(2 * c * root, rel=1e-4)
+    smooth = Epsilon(scheduler, loss="smooth_l1", **options)
+    assert loss_of(smooth, difference, 5) == pytest.approx(2 * root, rel=1e-4)
+
+
+@pytest.mark.parametrize("timestep", [0, 300, 999])
+def test_hubers_schedules_are_their_closed_forms(scheduler, timestep):
+    alpha_bar = scheduler.alphas_cumprod[timestep].item()
+    sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5
+    expected = {
+        "exponential": 0.1 ** (timestep / 1000),
+        "snr": (1 - 0.1) / (1 + sigma) ** 2 + 0.1,
+        "constant": 0.1,
+    }
+    for schedule, c in expected.items():
+        objective = Epsilon(scheduler, loss="huber", huber_c=0.1, huber_schedule=schedule)
+        value = loss_of(objective, 2.0, timestep)
+        assert value == pytest.approx(2 * c * ((4 + c**2) ** 0.5 - c), rel=1e-4), schedule
+
+
+@pytest.mark.parametrize(("objective_class", "velocity"), [(Epsilon, False), (VPrediction, True)])
+def test_debiased_weights(objective_class, velocity, scheduler):
+    timesteps = torch.tensor([0, 10, 500, 999])
+    weights = objective_class(scheduler, debiased=True).loss_weight(timesteps)
+    alpha_bar = scheduler.alphas_cumprod[timesteps]
+    snr = (alpha_bar / (1 - alpha_bar)).clamp(max=1000)
+    expected = 1 / (snr + 1) if velocity else 1 / snr.sqrt()
+    assert torch.allclose(weights, expected, rtol=1e-5)
+    assert weights[0] < weights[-1]
+
+
+def test_a_schedule_ends_in_noise_alone(scheduler, drawn):
+    clean, noise, _ = drawn
+    objective = VPrediction(scheduler, zero_terminal_snr=True)
+    reference = DDPMScheduler.from_config(scheduler.config, rescale_betas_zero_snr=True)
+    assert torch.equal(objective.alphas_cumprod, reference.alphas_cumprod)
+    last = torch.full((4,), 999)
+    assert torch.equal(objective.add_noise(clean, noise, last), noise)
+    assert torch.equal(objective.target(clean, noise, last), -clean)
+    assert objective.scheduler.config.timestep_spacing == "trailing"
+    assert objective.scheduler.config.prediction_type == "v_prediction"
+    weights = VPrediction(scheduler, zero_terminal_snr=True, min_snr_gamma=5).loss_weight(last)
+    assert torch.isfinite(weights).all()
+
+
+def test_epsilon_with_a_zero_terminal_snr_is_refused(scheduler):
+    with pytest.raises(ValueError, match=r"zero_terminal_snr: .*VPrediction"):
+        Epsilon(scheduler, zero_terminal_snr=True)
+    already = DDPMScheduler.from_config(scheduler.config, rescale_betas_zero_snr=True)
+    with pytest.raises(ValueError, match="zero_terminal_snr"):
+        Epsilon(already)
+    assert Epsilon(already, zero_terminal_snr=False).alphas_cumprod[-1] > 0
+
+
+def test_pyramid_noise_is_coarser_and_of_the_same_size(scheduler):
+    clean = torch.zeros(8, 4, 64, 48)
+    torch.manual_seed(0)
+    plain = Epsilon(scheduler).sample_noise(clean)
+    torch.manual_seed(0)
+    coarse = Epsilon(scheduler, pyramid_noise=0.5).sample_noise(clean)
+    assert coarse.std().item() == pytest.approx(1.0, rel=1e-3)
+
+    def neighbours(noise):
+        return (noise[..., :-1] * noise[..., 1:]).mean().item()
+
+    assert abs(neighbours(plain)) < 0.02
+    assert neighbours(coarse) > 0.1
+    far = (coarse[..., :24] * coarse[..., 24:]).mean()  # levels of few values reach everywhere
+    assert far > 5 * (plain[..., :24] * plain[..., 24:]).mean().abs()
+
+
+def test_input_perturbation_noises_the_input_alone(scheduler):
+    generator = torch.Generator().manual_seed(1)
+    clean = torch.zeros(16, 4, 16, 16)
+    noise = torch.randn(clean.shape, generator=generator)
+    timesteps = torch.full((16,), 999)
+    objective = Epsilon(scheduler, input_perturbation=0.5)
+    difference = objective.add_noise(clean, noise, timesteps) - noise
+    scale = (1 - scheduler.alphas_cumprod[999]).sqrt().item()
+    assert difference.std().item() == pytest.approx(0.5 * scale, rel=0.05)
+    assert torch.equal(objective.target(clean, noise, timesteps), noise)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"huber_c": 0.0}, "huber_c: 0.0"),
+        ({"pyramid_noise": 1.5}, "pyramid_noise: 1.5"),
+        ({"min_snr_gamma": 5, "debiased": True}, "debiased: is another weighting"),
+    ],
+)
+def test_options_out_of_range_are_refused(scheduler, options, message):
+    with pytest.raises(ValueError, match=message):
+        Epsilon(scheduler, **options)
+
+
+def test_a_scheduler_that_fits_is_left_as_it_is(scheduler):
+    assert Epsilon(scheduler).scheduler is scheduler
+    assert VPrediction(scheduler).scheduler.config.prediction_type == "v_prediction"

@@ -430,3 +430,24 @@ def test_an_optimizer_that_wants_a_closure_is_refused(write_config):
     path = write_config(networks=LORA, optimizer={"module": "torch.optim.LBFGS", "args": {}})
     with pytest.raises(ConfigError, match=r"optimizer\.module: .*LBFGS"):
         Trainer.from_config(load(path))
+
+
+def test_a_run_that_changes_the_schedule_saves_and_draws_so(write_config, caplog):
+    import json
+
+    objective = {
+        "module": "modules.objectives.VPrediction",
+        "args": {"zero_terminal_snr": True},
+    }
+    sample = {"prompts": ["a cat"], "width": 32, "height": 32, "num_inference_steps": 2}
+    path = write_config(objective=objective, model={"trainable": ["unet.up_blocks"]}, sample=sample)
+    trainer = train(path)
+    saved = trainer.directory / "run" / "scheduler" / "scheduler_config.json"
+    config = json.loads(saved.read_text(encoding="utf-8"))
+    assert config["prediction_type"] == "v_prediction"
+    assert config["rescale_betas_zero_snr"] is True
+    assert config["timestep_spacing"] == "trailing"
+    assert trainer.model.scheduler.alphas_cumprod[-1] == 0
+    again = Trainer.from_config(load(path, f"model.path={trainer.directory / 'run'}"))
+    assert again.model.scheduler.alphas_cumprod[-1] == 0
+    assert again.model.default_objective().prediction_type == "v_prediction"
