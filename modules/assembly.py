@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modules.buckets import BucketBatchSampler
+from modules.component_checks import check_components
 from modules.config import Config, to_yaml
 from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.errors import explained
 from modules.files import write_atomically
 from modules.hardware import warn_of_cpu_build
 from modules.idle_settings import idle_settings
-from modules.loading import make_loader
+from modules.loading import Source, make_source
 from modules.models import load
 from modules.models.base import DiffusionModel
 from modules.optimizer import ParameterGroup
 from modules.parts import (
     NoSamples,
     NoSaves,
+    build_average,
     build_dataset,
     build_network,
     build_objective,
@@ -32,7 +34,6 @@ from modules.parts import (
     build_sampler,
     build_saver,
     build_schedule,
-    check_components,
     parameter_groups,
     select_trained,
 )
@@ -57,6 +58,7 @@ class _Parts:
     """What a run works on, loaded and frozen as the config says."""
 
     dataset: Any
+    prior: Any | None
     model: DiffusionModel
     trained_base: Mapping[str, torch.nn.Parameter]
     networks: Mapping[str, Network]
@@ -130,13 +132,16 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         trained_base=parts.trained_base,
         groups=parts.groups,
         objective=parts.objective,
-        loader=make_loader(
+        source=make_source(
             parts.dataset,
             batch_sampler,
+            repeats=train.minibatch_repeat,
             num_workers=config.dataset.num_workers,
             pin_memory=accelerator.device.type == "cuda",
         ),
-        batch_sampler=batch_sampler,
+        prior=_prior_source(config, parts.prior, accelerator),
+        average=build_average(config.ema, parts.groups),
+        stop_text_encoders_after=train.stop_text_encoders_after,
         optimizer=optimizer,
         lr_scheduler=build_schedule(config.lr_scheduler, optimizer, total=plan.max_train_steps),
         accelerator=accelerator,
@@ -144,7 +149,6 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         sampler=parts.sampler if is_main else NoSamples(),
         max_train_steps=plan.max_train_steps,
         steps_per_epoch=plan.steps_per_epoch,
-        minibatch_repeat=train.minibatch_repeat,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         max_grad_norm=train.max_grad_norm,
         log_every=train.log_every,
@@ -154,25 +158,33 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
 def _load_parts(config: Config, *, weights: bool) -> _Parts:
     """Data first, then the model, then what is attached to it."""
     torch.manual_seed(config.train.seed)
-    dataset = explained("dataset", lambda: build_dataset(config))
+    datasets: dict[str, Any] = {}
+    for name, part in (("dataset", config.dataset), ("prior", config.prior)):
+        if part is not None:
+            action = partial(build_dataset, part, seed=config.train.seed)
+            datasets[name] = explained(name, action)
     section = config.model
     model = explained("model", lambda: load(section.path, vae=section.vae, weights=weights))
-    if hasattr(dataset, "check_latent_shapes"):
-        scale, channels = model.vae_scale_factor, model.latent_channels
-        explained("dataset", lambda: dataset.check_latent_shapes(scale, channels))
+    for name, dataset in datasets.items():
+        if hasattr(dataset, "check_latent_shapes"):
+            sizes = (model.vae_scale_factor, model.latent_channels)
+            explained(name, partial(dataset.check_latent_shapes, *sizes))
     trained_base = explained("model.trainable", lambda: select_trained(config, model))
     networks = {}
     for name, network in config.networks.items():
-        action = partial(build_network, network, dataset, model)
+        action = partial(build_network, network, datasets, model)
         networks[name] = explained(f"networks.{name}", action)
-    if hasattr(dataset, "check_text_cache"):
-        explained("dataset", lambda: dataset.check_text_cache(model, networks))
+    for name, dataset in datasets.items():
+        if hasattr(dataset, "check_text_cache"):
+            explained(name, partial(dataset.check_text_cache, model, networks))
     sampler = explained("sample", lambda: build_sampler(config))
     if hasattr(sampler, "prepare"):
+        dataset = datasets["dataset"]
         action = partial(sampler.prepare, model=model, networks=networks, dataset=dataset)
         explained("sample", action)
     return _Parts(
-        dataset=dataset,
+        dataset=datasets["dataset"],
+        prior=datasets.get("prior"),
         model=model,
         trained_base=trained_base,
         networks=networks,
@@ -195,6 +207,20 @@ def _batch_sampler(
     )
 
 
+def _prior_source(config: Config, dataset: Any | None, accelerator: Accelerator) -> Source | None:
+    if config.prior is None or dataset is None:
+        return None
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    return make_source(
+        dataset,
+        _batch_sampler(config, dataset, rank=rank, world_size=world_size),
+        weight=config.prior.loss_weight,
+        repeats=config.train.minibatch_repeat,
+        num_workers=config.prior.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
 def _make_plan(config: Config, parts: _Parts, batch_sampler: BucketBatchSampler) -> Plan:
     train = config.train
     steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
@@ -202,6 +228,7 @@ def _make_plan(config: Config, parts: _Parts, batch_sampler: BucketBatchSampler)
         model=parts.model,
         groups=parts.groups,
         dataset=parts.dataset,
+        prior=parts.prior,
         batches=len(batch_sampler),
         batch_size=train.batch_size,
         minibatch_repeat=train.minibatch_repeat,
@@ -216,6 +243,7 @@ def _make_plan(config: Config, parts: _Parts, batch_sampler: BucketBatchSampler)
             str(config.save.name),
             {n: parts.networks[n] for n, section in config.networks.items() if section.train},
             trains_base=bool(parts.trained_base),
+            versions=["", "-ema"] if config.ema and config.ema.save == "beside" else [""],
         ),
     )
 

@@ -13,7 +13,7 @@ from modules.value_words import quote
 from modules.yaml_source import YamlSource
 
 if TYPE_CHECKING:
-    from modules.config import Config
+    from modules.sections import Config
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -37,7 +37,11 @@ def check_meaning(config: Config, faults: YamlSource) -> None:
         faults.fault(
             ("save", "name"), f"{config.save.name!r} is no file name; it may not have / \\ : * ? in"
         )
-    for name in config.networks:
+    for name, network in config.networks.items():
+        if network.merge and (network.train or network.resume is None):
+            faults.fault(
+                ("networks", name, "merge"), "is for a network with train: false and a resume file"
+            )
         if not _is_file_name(name):
             faults.fault(("networks", name), "the name becomes part of a file's name; use letters")
 
@@ -61,6 +65,9 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
     path = config.dataset.args.get("path")
     if isinstance(path, str) and path != MISSING and not config.prepare and not _is_dir(path):
         faults.fault(("dataset", "args", "path"), _directory_problem(path))
+    prior = config.prior.args.get("path") if config.prior is not None else None
+    if isinstance(prior, str) and prior != MISSING and not config.prepare and not _is_dir(prior):
+        faults.fault(("prior", "args", "path"), _directory_problem(prior))
     if _is_file(config.save.directory):
         faults.fault(("save", "directory"), f"{quote(config.save.directory)} is a file")
     if config.sample is not None and not faults.is_faulty(("sample", "prompts")):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from modules.component import resolve
-from modules.config import Config
 from modules.protocols import Network, Objective, Sampler, Saver
+from modules.sections import Config
 
 
 def lacking_methods(config: Config) -> list[str]:

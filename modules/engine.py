@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modules.batch import Batch
 from modules.console import OUR_LOGGERS
+from modules.models.patterns import matches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -81,10 +82,11 @@ def enable_checkpointing(model: DiffusionModel, networks: Mapping[str, Any]) -> 
     """Recompute activations in the backward pass of every component that gradients pass through."""
     for module in [model.denoiser, *_diffusers_models(networks)]:
         module.enable_gradient_checkpointing()
-    reached = {group for network in networks.values() for group in network.parameter_groups()}
+    reached = {path for network in networks.values() for path in network.parameter_groups()}
     for number, encoder in enumerate(model.text_encoders):
         trained = any(parameter.requires_grad for parameter in encoder.module.parameters())
-        if trained or f"text_encoders.{number}" in reached:
+        own = f"text_encoders.{number}"
+        if trained or any(matches(path, own) for path in reached):
             encoder.module.activation_checkpointing_enable()
             encoder.module.train()  # transformers checkpoints in training mode only
 

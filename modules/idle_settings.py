@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from modules.component import accepts
-from modules.config import Config, LrSchedulerConfig
+from modules.sections import Config, LrSchedulerConfig
 
 
 def idle_settings(config: Config) -> list[str]:

@@ -1,8 +1,10 @@
-"""Batches from a dataset, in the groups that make up one optimizer step."""
+"""Batches from datasets, in the groups that make up one optimizer step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -10,15 +12,74 @@ from torch.utils.data import DataLoader
 from modules.batch import Batch, collate
 from modules.buckets import BucketBatchSampler
 
-Group = list[tuple[list[int], Batch]]
-"""The batches of one optimizer step, each with the indices of its global batch."""
+
+@dataclass(frozen=True)
+class Part:
+    """One batch of an optimizer step."""
+
+    batch: Batch
+    images: int  # on all ranks
+    weight: float  # of the sum of this rank's losses
 
 
-def make_loader(
-    dataset: Any, batch_sampler: BucketBatchSampler, *, num_workers: int, pin_memory: bool
-) -> DataLoader:
-    """A loader of this rank's part of each global batch; workers live as long as it does."""
-    return DataLoader(
+Group = list[Part]
+"""The batches of one optimizer step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A dataset's batches: `loader` yields this rank's part of what `batch_sampler` plans."""
+
+    loader: Any
+    batch_sampler: BucketBatchSampler
+    weight: float = 1.0  # of its mean loss
+    repeats: int = 1  # of each image in its batch
+
+    def draw(self) -> Iterator[_Drawn]:
+        """Yield batch after batch, epoch after epoch, without end."""
+        epoch = 0
+        while True:
+            self.batch_sampler.set_epoch(epoch)
+            if hasattr(self.loader.dataset, "set_epoch"):
+                self.loader.dataset.set_epoch(epoch)
+            planned = self.batch_sampler.plan(epoch)
+            for number, batch in enumerate(self.loader):
+                _, is_real = self.batch_sampler.share(planned[number])
+                last = number == len(planned) - 1
+                yield _Drawn(batch, len(planned[number]) * self.repeats, is_real, last)
+            epoch += 1
+
+    def weigh(self, drawn: Sequence[_Drawn]) -> Group:
+        """Give each batch the weight with which the losses' sum is their mean over all images.
+
+        Over accumulation and ranks too: a short last batch or group counts exactly as much as its
+        images. A rank without an image runs along with weight 0.
+        """
+        images = sum(one.images for one in drawn)
+        ranks = self.batch_sampler.world_size  # over which gradients are averaged
+        factor = self.weight * ranks / images
+        return [Part(one.batch, one.images, one.is_real * factor) for one in drawn]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    batch: Batch
+    images: int
+    is_real: bool  # whether this rank has an image in it
+    ends_epoch: bool
+
+
+def make_source(
+    dataset: Any,
+    batch_sampler: BucketBatchSampler,
+    *,
+    weight: float = 1.0,
+    repeats: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Source:
+    """A source over a dataset; worker processes live as long as it does."""
+    loader = DataLoader(
         dataset,
         batch_sampler=batch_sampler,  # type: ignore[arg-type]
         collate_fn=collate,
@@ -26,25 +87,24 @@ def make_loader(
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
     )
+    return Source(loader=loader, batch_sampler=batch_sampler, weight=weight, repeats=repeats)
 
 
 def step_groups(
-    loader: DataLoader, batch_sampler: BucketBatchSampler, *, gradient_accumulation_steps: int
+    source: Source, *, gradient_accumulation_steps: int, prior: Source | None = None
 ) -> Iterator[Group]:
-    """Groups of one optimizer step after another, epoch after epoch, without end.
+    """Groups of one optimizer step after another, without end.
 
-    An epoch's last group may be smaller: no step spans two epochs.
+    An epoch's last group may be smaller: no step spans two epochs. Each batch of `source` has one
+    of `prior` beside it, so that prior images never change the number of steps.
     """
-    epoch = 0
-    while True:
-        batch_sampler.set_epoch(epoch)
-        if hasattr(loader.dataset, "set_epoch"):
-            loader.dataset.set_epoch(epoch)
-        planned = batch_sampler.plan(epoch)
-        group: Group = []
-        for number, batch in enumerate(loader):
-            group.append((planned[number], batch))
-            if len(group) == gradient_accumulation_steps or number == len(planned) - 1:
-                yield group
-                group = []
-        epoch += 1
+    beside = prior.draw() if prior is not None else iter(())
+    drawn: list[_Drawn] = []
+    for one in source.draw():
+        drawn.append(one)
+        if len(drawn) == gradient_accumulation_steps or one.ends_epoch:
+            group = source.weigh(drawn)
+            if prior is not None:
+                group += prior.weigh(list(islice(beside, len(drawn))))
+            yield group
+            drawn = []

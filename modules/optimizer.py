@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from modules.errors import RunError
-from modules.models.patterns import matches
+from modules.models.patterns import matches, nearby
 
 Rate = float | Mapping[str, float]
 
@@ -22,6 +22,7 @@ class ParameterGroup:
     name: str
     parameters: list[Parameter]
     learning_rate: float
+    decays: bool = True  # false: no weight decay, whatever the optimizer's is
 
     @property
     def count(self) -> int:
@@ -29,56 +30,81 @@ class ParameterGroup:
         return sum(parameter.numel() for parameter in self.parameters)
 
 
-def base_parameters(
-    parameters: Mapping[str, Parameter], components: Iterable[str]
-) -> dict[str, list[Parameter]]:
-    """Trained parameters of the base model by component."""
-    by_component: dict[str, list[Parameter]] = {}
-    for path, parameter in parameters.items():
-        component = next(name for name in components if matches(path, name))
-        by_component.setdefault(component, []).append(parameter)
-    return by_component
-
-
 def make_groups(
-    by_component: Mapping[str, Iterable[Parameter]], rate: Rate, *, owner: str = "", where: str
+    by_path: Mapping[str, Iterable[Parameter]],
+    rate: Rate,
+    *,
+    components: Iterable[str],
+    where: str,
+    owner: str = "",
+    factors: Mapping[str, float] | None = None,
+    undecayed: Iterable[str] = (),
 ) -> list[ParameterGroup]:
-    """One group for each component; `owner` is the network's name, "" for the base."""
-    prefix = f"{owner}." if owner else ""
-    return [
-        ParameterGroup(prefix + component, list(parameters), _rate_of(component, rate, where))
-        for component, parameters in by_component.items()
-    ]
+    """One group for all parameters of a component, or of a finer pattern with a rate of its own.
+
+    Args:
+        by_path: parameters by module path, or by anything above it.
+        owner: the network's name, "" for the base.
+        factors: what the rate is multiplied by, by pattern: `*.lora_up`.
+        undecayed: patterns of what weight decay would harm.
+
+    Raises:
+        ValueError: there is no rate for a parameter.
+    """
+    known, tails = list(components), dict(factors or {})
+    groups: dict[str, ParameterGroup] = {}
+    for path, parameters in by_path.items():
+        component = next((name for name in known if matches(path, name)), path)
+        name, learning_rate = _rate_of(path, component, rate, where)
+        decays = not any(matches(path, pattern) for pattern in undecayed)
+        for pattern in {**tails, **dict.fromkeys(undecayed, 1.0)}:
+            if matches(path, pattern):
+                name += "." + pattern.rpartition(".")[2]
+                learning_rate *= tails.get(pattern, 1.0)
+        name = f"{owner}.{name}" if owner else name
+        group = groups.setdefault(name, ParameterGroup(name, [], learning_rate, decays))
+        group.parameters.extend(parameters)
+    return list(groups.values())
 
 
-def check_rates(rate: Rate, components: Iterable[str], *, where: str) -> None:
-    """Check that each name of a rate by component is of something that takes it.
+def check_rates(rate: Rate, paths: Iterable[str], *, where: str) -> None:
+    """Check that each name of a rate by module path is of something that takes it.
 
     Raises:
         ValueError: a name is of nothing that is trained with this rate.
     """
-    components = sorted(set(components))
+    paths = list(paths)
     for key in rate if isinstance(rate, Mapping) else ():
-        if not any(matches(component, key) for component in components):
+        if not any(matches(path, key) for path in paths):
             raise ValueError(
                 f"{where}.{key}: nothing of {key!r} is trained with it; it is for "
-                f"{', '.join(components) or 'nothing'}"
+                f"{nearby(key, paths) or 'nothing'}"
             )
 
 
-def _rate_of(component: str, rate: Rate, where: str) -> float:
+def _rate_of(path: str, component: str, rate: Rate, where: str) -> tuple[str, float]:
+    """What a parameter's rate is called, and the rate."""
     if not isinstance(rate, Mapping):
-        return rate
-    fitting = [key for key in rate if matches(component, key)]
+        return component, rate
+    fitting = [key for key in rate if matches(path, key)]
     if not fitting:
-        raise ValueError(f"{where}: has no rate for {component!r}; it names {', '.join(rate)}")
-    return rate[max(fitting, key=len)]
+        raise ValueError(
+            f"{where}: has no rate for {path!r}; it names {', '.join(rate)}; give one for "
+            f"{component} too"
+        )
+    longest = max(fitting, key=len)
+    return component if matches(component, longest) else longest, rate[longest]
 
 
 def as_optimizer_groups(groups: Iterable[ParameterGroup]) -> list[dict[str, Any]]:
     """The groups as torch optimizers take them."""
     return [
-        {"params": group.parameters, "lr": group.learning_rate, "name": group.name}
+        {
+            "params": group.parameters,
+            "lr": group.learning_rate,
+            "name": group.name,
+            **({} if group.decays else {"weight_decay": 0.0}),
+        }
         for group in groups
     ]
 

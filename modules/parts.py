@@ -1,100 +1,43 @@
-"""The parts of a trainer out of their sections of the config: checked, then built."""
+"""The parts of a trainer, built out of their sections of the config."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from modules.averaging import MovingAverage
 from modules.component import accepts, argument_faults, build
-from modules.config import Config, LrSchedulerConfig, NetworkConfig
-from modules.contracts import lacking_methods
 from modules.errors import ConfigError
-from modules.hardware import precision_fault
-from modules.hints import nearest
 from modules.models.base import DiffusionModel
 from modules.optimizer import (
     ParameterGroup,
-    base_parameters,
     check_rates,
     learning_rate_schedule,
     make_groups,
 )
-from modules.optimizer_class import make_optimizer, optimizer_faults, warn_of_low_rate
+from modules.optimizer_class import make_optimizer, warn_of_low_rate
 from modules.protocols import Network, Run
 from modules.schedule import warmup_steps
+from modules.sections import (
+    Config,
+    DatasetConfig,
+    EmaConfig,
+    LrSchedulerConfig,
+    NetworkConfig,
+    PriorConfig,
+)
 
 logger = logging.getLogger(__name__)
 
 
-def check_components(config: Config) -> None:
-    """Check every component's arguments against its signature, and what this machine can do.
-
-    Raises:
-        ConfigError: lists all faults.
-    """
-    faults: list[str] = []
-    for number, step in enumerate(config.prepare):
-        faults += argument_faults(f"prepare.{number}", step.module, step.args)
-    section = config.dataset
-    faults += argument_faults("dataset", section.module, section.args, supplied={"seed"})
-    for name, network in config.networks.items():
-        faults += argument_faults(f"networks.{name}", network.module, network.args)
-    objective = config.objective
-    if objective.module is not None:
-        faults += argument_faults("objective", objective.module, objective.args, {"scheduler"})
-    optimizer = config.optimizer
-    faults += optimizer_faults(optimizer.module, optimizer.args)
-    given = _saver_arguments(config)
-    faults += argument_faults("save", config.save.module, config.save.args, given)
-    if config.sample is not None:
-        given = _sampler_arguments(config)
-        faults += argument_faults("sample", config.sample.module, config.sample.args, given)
-    faults += lacking_methods(config)
-    precision = precision_fault(config.train.mixed_precision)
-    if precision:
-        faults.append(precision)
-    faults += _logger_faults(config)
-    if not faults:  # what only the classes themselves can judge: ranks, prompts, intervals
-        for name, network in config.networks.items():
-            faults += _trial(f"networks.{name}", partial(build, network.module, network.args))
-        faults += _trial("save", partial(build_saver, config))
-        faults += _trial("sample", partial(build_sampler, config))
-    if faults:
-        listed = "".join(f"\n  {fault}" for fault in faults)
-        raise ConfigError(f"{config.save.name}: the config asks for what can't be done:{listed}")
-
-
-def _trial(where: str, action: Callable[[], Any]) -> list[str]:
-    """The fault that `action` finds, if any."""
-    try:
-        action()
-    except ValueError as error:
-        return [f"{where}: {error}"]
-    return []
-
-
-def _logger_faults(config: Config) -> list[str]:
-    if not config.loggers:
-        return []
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    return [
-        f"loggers.{name}: there is no such logger{nearest(name, LOGGER_TYPE_TO_CLASS)}"
-        for name in config.loggers
-        if name not in LOGGER_TYPE_TO_CLASS
-    ]
-
-
-def build_dataset(config: Config) -> Any:
-    """The dataset; `buckets` is added to a plain one, whose images then have one size."""
-    section = config.dataset
-    seed = {"seed": config.train.seed} if accepts(section.module, "seed") else {}
-    dataset = build(section.module, section.args, **seed)
+def build_dataset(section: DatasetConfig | PriorConfig, *, seed: int) -> Any:
+    """A dataset; `buckets` is added to a plain one, whose images then have one size."""
+    given = {"seed": seed} if accepts(section.module, "seed") else {}
+    dataset = build(section.module, section.args, **given)
     if len(dataset) == 0:
         raise ValueError(f"{section.module} has no images")
     if not hasattr(dataset, "buckets"):
@@ -114,24 +57,46 @@ def select_trained(config: Config, model: DiffusionModel) -> Mapping[str, torch.
     return trained
 
 
-def build_network(section: NetworkConfig, dataset: Any, model: DiffusionModel) -> Network:
-    """A network, attached to the model, resumed and frozen as its section says."""
+def build_network(
+    section: NetworkConfig, datasets: Mapping[str, Any], model: DiffusionModel
+) -> Network:
+    """A network, attached to the model, resumed and frozen or merged as its section says."""
     network = build(section.module, section.args)
-    provided = set(getattr(dataset, "provides", ()))
-    for key in getattr(network, "requires", ()):
-        if key not in provided:
-            raise ValueError(
-                f"needs {key!r} in every batch, but the dataset provides "
-                f"{', '.join(sorted(provided)) or 'captions only'}; add `{key}: npz`, or "
-                f"`{key}: image`, to dataset.args.extras"
-            )
-    if hasattr(network, "check_dataset"):
-        network.check_dataset(dataset)
+    for name, dataset in datasets.items():
+        _check_extras(network, name, dataset)
     network.attach(model)
     if section.resume is not None:
         network.load(Path(section.resume))
     network.requires_grad_(section.train)
+    if section.merge:
+        merge(network, model)
     return network
+
+
+def _check_extras(network: Network, name: str, dataset: Any) -> None:
+    """Check that a dataset, whose section is `name`, gives what a network needs."""
+    provided = set(getattr(dataset, "provides", ()))
+    for key in getattr(network, "requires", ()):
+        if key not in provided:
+            raise ValueError(
+                f"needs {key!r} in every batch, but the {name} provides "
+                f"{', '.join(sorted(provided)) or 'captions only'}; add `{key}: npz`, or "
+                f"`{key}: image`, to {name}.args.extras"
+            )
+    if hasattr(network, "check_dataset"):
+        network.check_dataset(dataset)
+
+
+def merge(network: Network, model: DiffusionModel) -> None:
+    """Merge a network into the base for good.
+
+    Raises:
+        ValueError: it is of a kind that can't be merged.
+    """
+    if not hasattr(network, "merge"):
+        raise ValueError(f"merge: a {type(network).__name__} can't be merged; take merge out")
+    network.merge()
+    model.mark_changed(network.parameter_groups())
 
 
 def parameter_groups(
@@ -142,21 +107,29 @@ def parameter_groups(
 ) -> list[ParameterGroup]:
     """What is trained, with its learning rates."""
     shared, where = config.train.learning_rate, "train.learning_rate"
-    by_component = base_parameters(trained_base, model.components())
-    groups = make_groups(by_component, shared, where=where)
-    sharing = set(by_component)
+    components = list(model.components())
+    of_base = {path: [parameter] for path, parameter in trained_base.items()}
+    groups = make_groups(of_base, shared, components=components, where=where)
+    sharing = set(of_base)
     for name, network in networks.items():
         section = config.networks[name]
         if not section.train:
             continue
-        own_components, own = network.parameter_groups(), section.learning_rate
+        own_paths, own = network.parameter_groups(), section.learning_rate
+        own_where = where if own is None else f"networks.{name}.learning_rate"
         if own is None:
-            groups += make_groups(own_components, shared, owner=name, where=where)
-            sharing |= set(own_components)
+            sharing |= set(own_paths)
         else:
-            own_where = f"networks.{name}.learning_rate"
-            check_rates(own, own_components, where=own_where)
-            groups += make_groups(own_components, own, owner=name, where=own_where)
+            check_rates(own, own_paths, where=own_where)
+        groups += make_groups(
+            own_paths,
+            shared if own is None else own,
+            components=components,
+            where=own_where,
+            owner=name,
+            factors=getattr(network, "rate_factors", {}),
+            undecayed=getattr(network, "undecayed", ()),
+        )
     check_rates(shared, sharing, where=where)
     if not any(group.parameters for group in groups):
         raise ValueError("networks: they have no parameters to train")
@@ -216,7 +189,7 @@ def build_schedule(section: LrSchedulerConfig, optimizer: Any, *, total: int) ->
 def build_saver(config: Config) -> Any:
     """The saver; one of a person's own gets those of the section's values that it takes."""
     module = config.save.module
-    given = {k: v for k, v in _saver_arguments(config).items() if accepts(module, k)}
+    given = {k: v for k, v in saver_arguments(config).items() if accepts(module, k)}
     return build(module, config.save.args, **given)
 
 
@@ -225,8 +198,21 @@ def build_sampler(config: Config) -> Any:
     if config.sample is None:
         return NoSamples()
     module = config.sample.module
-    given = {k: v for k, v in _sampler_arguments(config).items() if accepts(module, k)}
+    given = {k: v for k, v in sampler_arguments(config).items() if accepts(module, k)}
     return build(module, config.sample.args, **given)
+
+
+def build_average(section: EmaConfig | None, groups: list[ParameterGroup]) -> MovingAverage | None:
+    """The moving average of all that is trained, if there is to be one."""
+    if section is None:
+        return None
+    parameters = [parameter for group in groups for parameter in group.parameters]
+    return MovingAverage(
+        parameters,
+        decay=section.decay,
+        replaces=section.save == "instead",
+        is_sampled=section.sample,
+    )
 
 
 class NoSaves:
@@ -243,11 +229,11 @@ class NoSamples:
         """Draw nothing."""
 
 
-def _saver_arguments(config: Config) -> dict[str, Any]:
+def saver_arguments(config: Config) -> dict[str, Any]:
     return _arguments(config.save, without=("name", "directory"))
 
 
-def _sampler_arguments(config: Config) -> dict[str, Any]:
+def sampler_arguments(config: Config) -> dict[str, Any]:
     return _arguments(config.sample)
 
 

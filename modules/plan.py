@@ -22,6 +22,7 @@ class Plan:
     model: DiffusionModel
     groups: list[ParameterGroup]
     dataset: Any
+    prior: Any | None  # class images, if there are any
     batches: int
     batch_size: int
     minibatch_repeat: int
@@ -52,6 +53,8 @@ class Plan:
         else:
             text = summary.splitlines() if isinstance(summary, str) else summary
             lines += [f"data       {line}" for line in text]
+        if self.prior is not None:
+            lines.append(f"prior      {len(self.prior)} images of the class, a batch beside each")
         accumulation, repeats = self.gradient_accumulation_steps, self.minibatch_repeat
         lines.append(
             f"steps      {self.batches} batches of up to {self.batch_size} an epoch"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from modules.component import build
-from modules.config import Config
 from modules.errors import ConfigError, explained
+from modules.sections import Config
 
 
 def is_prepared(config: Config) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -41,7 +41,9 @@ class Network(Protocol):
 
     It may also have `suffixes`, the endings of its files ("" for a directory; else it is saved as
     .safetensors), `check_dataset(dataset)`, which raises ValueError if it can't use what the
-    dataset gives, and `describe(model)`, the metadata of its files.
+    dataset gives, `describe(model)`, the metadata of its files, `after_step()`, called after each
+    optimizer step, and by pattern of its parameters' paths `rate_factors`, what their learning rate
+    is multiplied by, and `undecayed`, those that are kept from weight decay.
     """
 
     requires: Sequence[str]  # keys of Batch.extras
@@ -53,7 +55,7 @@ class Network(Protocol):
     def condition(self, inputs: DenoiserInputs, batch: Batch) -> DenoiserInputs: ...
 
     def parameter_groups(self) -> Mapping[str, Sequence[Parameter]]:
-        """Trainable parameters by the component they work on: "unet", "text_encoders.0"."""
+        """Trainable parameters by where they work: "unet", "text_encoders.0", or a path in it."""
         ...
 
     def load(self, path: Path) -> None: ...
@@ -75,7 +77,13 @@ class Run(Protocol):
     @property
     def epoch(self) -> int: ...
 
-    def usable_weights(self) -> AbstractContextManager: ...
+    def versions(self) -> Mapping[str, Callable[[], AbstractContextManager]]:
+        """What is saved: contexts in which the weights are so, by what their files' names add."""
+        ...
+
+    def sampled_weights(self) -> AbstractContextManager:
+        """The weights as images are drawn with them."""
+        ...
 
     def autocast(self) -> AbstractContextManager: ...
 

@@ -128,7 +128,7 @@ class GridSampler:
             chosen = slice(start, start + self.batch_size)
             prompts = self.prompts[chosen]
             seeds = [self.seed + start + n for n in range(len(prompts))]
-            with run.usable_weights():
+            with run.sampled_weights():
                 images += draw_images(
                     run.model,
                     list(run.networks.values()),

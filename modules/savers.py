@@ -62,8 +62,10 @@ class WeightsSaver:
         Raises:
             RunError: a tensor is not finite; nothing is written then.
         """
-        with run.usable_weights():
-            written = self._write(run, suffix)
+        written = []
+        for name, weights in run.versions().items():
+            with weights():
+                written += self._write(run, name + suffix)
         for path in written:
             logger.info("saved %s", path)
         return written
@@ -108,14 +110,25 @@ def suffixes_of(network: Any) -> Sequence[str]:
     return getattr(network, "suffixes", (".safetensors",))
 
 
-def output_names(run_name: str, trained: Mapping[str, Network], *, trains_base: bool) -> list[str]:
-    """What the last save of a run is called; names of directories end with a slash."""
+def output_names(
+    run_name: str,
+    trained: Mapping[str, Network],
+    *,
+    trains_base: bool,
+    versions: Sequence[str] = ("",),
+) -> list[str]:
+    """What the last save of a run is called; names of directories end with a slash.
+
+    `versions` are the kinds of weights by what they add to a name: "-ema" for the average.
+    """
+    alone = len(trained) == 1 and not trains_base
     names = [
-        network_stem(run_name, name, alone=len(trained) == 1 and not trains_base) + (ending or "/")
+        network_stem(run_name, name, alone=alone) + version + (ending or "/")
+        for version in versions
         for name, network in trained.items()
         for ending in suffixes_of(network)
     ]
-    return [*names, f"{run_name}/"] if trains_base else names
+    return names + [f"{run_name}{version}/" for version in versions if trains_base]
 
 
 def is_trained(network: Any) -> bool:

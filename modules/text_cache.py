@@ -97,9 +97,10 @@ class TextCache:
             if any(parameter.requires_grad for parameter in encoder.module.parameters()):
                 raise ValueError(f"text_cache: text_encoders.{number} is trained, {advice}")
         for name, network in networks.items():
-            for group in network.parameter_groups():
-                if group.startswith("text_encoders"):
-                    raise ValueError(f"text_cache: networks.{name} changes {group}, {advice}")
+            for path in network.parameter_groups():
+                if path.startswith("text_encoders"):
+                    encoder = ".".join(path.split(".")[:2])
+                    raise ValueError(f"text_cache: networks.{name} changes {encoder}, {advice}")
         weights = (p for encoder in model.text_encoders for p in encoder.module.parameters())
         if any(parameter.is_meta for parameter in weights):
             return  # a trial without weights

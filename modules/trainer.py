@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +15,22 @@ from tqdm import tqdm
 from modules.batch import Batch, DenoiserInputs
 from modules.engine import LossModule
 from modules.errors import RunError
-from modules.loading import Group, step_groups
+from modules.loading import Group, Source, step_groups
 from modules.metrics import Metrics
 from modules.objectives import masked_mean
 from modules.optimizer import ParameterGroup, make_step
 from modules.protocols import Network, Objective, Sampler, Saver
+from modules.step_log import Measured, StepLog, is_lost
+from modules.text_stop import TextStop, text_parameters
 from modules.trackers import show_images
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
 
-    from modules.buckets import BucketBatchSampler
-    from modules.config import Config
+    from modules.averaging import MovingAverage
     from modules.models.base import DiffusionModel
+    from modules.sections import Config
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class Trainer:
     """Trains what requires gradients of a model and its networks.
 
     Everything that is given is ready: networks attached, parameters frozen or not, modules on
-    their device. `loader` yields this rank's part of each global batch that `batch_sampler` plans.
+    their device. `prior` has images of a class beside those of `source` (Ruiz et al. 2022,
+    arXiv:2208.12242); `versions` says which weights are saved, by what is put behind their name.
     """
 
     def __init__(
@@ -52,8 +53,7 @@ class Trainer:
         trained_base: Mapping[str, nn.Parameter],
         groups: Sequence[ParameterGroup],
         objective: Objective,
-        loader: Any,
-        batch_sampler: BucketBatchSampler,
+        source: Source,
         optimizer: Any,
         lr_scheduler: Any,
         accelerator: Accelerator,
@@ -61,7 +61,9 @@ class Trainer:
         sampler: Sampler,
         max_train_steps: int,
         steps_per_epoch: int,
-        minibatch_repeat: int = 1,
+        prior: Source | None = None,
+        average: MovingAverage | None = None,
+        stop_text_encoders_after: int | None = None,
         gradient_accumulation_steps: int = 1,
         max_grad_norm: float = 1.0,
         log_every: int = 10,
@@ -73,25 +75,28 @@ class Trainer:
         self.trained_base = dict(trained_base)
         self.groups = list(groups)
         self.objective = objective
-        self.loader = loader
-        self.batch_sampler = batch_sampler
+        self.source = source
+        self.prior = prior
+        self.average = average
         self.lr_scheduler = lr_scheduler
         self.accelerator = accelerator
         self.saver = saver
         self.sampler = sampler
         self.max_train_steps = max_train_steps
         self.steps_per_epoch = steps_per_epoch
-        self.minibatch_repeat = minibatch_repeat
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.max_grad_norm = max_grad_norm
-        self.log_every = log_every
         self.step = 0
         self.metrics = Metrics(directory)
+        self.step_log = StepLog(self.metrics, accelerator, self.groups, every=log_every)
+        self.text_stop = TextStop(
+            model,
+            text_parameters(trained_base, self.networks.values()),
+            after=stop_text_encoders_after,
+            alone=accelerator.num_processes == 1,
+        )
         self._parameters = [p for group in self.groups for p in group.parameters]
-        self._since_log: list[Mapping[str, Tensor | int]] = []
-        self._logged_at = time.perf_counter()
         self._rates: list[float] = lr_scheduler.get_last_lr()
-        self._bar = tqdm(disable=True)
         self._loss, self.optimizer = accelerator.prepare(
             LossModule(self.loss, [*model.components().values(), *self.networks.values()]),
             optimizer,
@@ -110,7 +115,7 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """Denoising loss of one batch. Every model family and every network takes this path."""
-        batch = self.model.encode(batch).repeat(self.minibatch_repeat)
+        batch = self.model.encode(batch).repeat(self.source.repeats)
         clean = self.model.encode_images(batch)
         noise = self.objective.sample_noise(clean)
         timesteps = self.objective.sample_timesteps(len(clean), clean.device)
@@ -129,23 +134,21 @@ class Trainer:
         per_image = masked_mean(error, batch.mask)  # (B,)
         return (per_image * self.objective.loss_weight(timesteps)).sum()
 
-    def train_step(self, group: Group) -> dict[str, Tensor | int]:
-        """One optimizer step over the batches of a group; metrics stay tensors, nothing waits.
-
-        The summed losses are divided by the images of the whole step, over accumulation and ranks:
-        a short last batch or group counts exactly as much as its images.
-        """
-        images = sum(len(planned) for planned, _ in group) * self.minibatch_repeat
+    def train_step(self, group: Group) -> Measured:
+        """One optimizer step over the batches of a group; metrics stay tensors, nothing waits."""
+        self.text_stop.begin_step(self.step)
         total = torch.zeros((), device=self.accelerator.device)
-        for position, (planned, batch) in enumerate(group):
-            _, is_real = self.batch_sampler.share(planned)  # a rank without an image runs along
-            ranks = self.accelerator.num_processes  # gradients are averaged over ranks
+        for position, part in enumerate(group):
             last = position == len(group) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self._loss):
-                loss = self._loss(batch.to(self.accelerator.device)) * (is_real * ranks / images)
+                loss = self._loss(part.batch.to(self.accelerator.device)) * part.weight
                 self.accelerator.backward(loss)
             total += loss.detach()
-        metrics: dict[str, Tensor | int] = {"loss": total, "images": images}
+        self.text_stop.drop_gradients(self.step)
+        metrics: dict[str, Tensor | int] = {
+            "loss": total,
+            "images": sum(part.images for part in group),
+        }
         if self.max_grad_norm:
             metrics["grad_norm"] = self.accelerator.clip_grad_norm_(
                 self._parameters, self.max_grad_norm
@@ -154,13 +157,15 @@ class Trainer:
         make_step(self.optimizer, number=self.step)
         self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
         return metrics
 
     def step_groups(self) -> Iterator[Group]:
         """The batches of one optimizer step after another."""
         return step_groups(
-            self.loader,
-            self.batch_sampler,
+            self.source,
+            prior=self.prior,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
         )
 
@@ -171,60 +176,42 @@ class Trainer:
             RunError: the loss or a trained tensor is not finite.
         """
         self.sampler.sample_if_due(self, last=False)
-        self._logged_at = time.perf_counter()
         groups = self.step_groups()
         self.optimizer.train()
         shown = self.accelerator.is_main_process
+        bar = tqdm(total=self.max_train_steps, desc="training", disable=not shown)
+        self.step_log.restart_clock()
         try:
-            self._bar = tqdm(total=self.max_train_steps, desc="training", disable=not shown)
             while self.step < self.max_train_steps:
                 self.step += 1
                 last = self.step == self.max_train_steps
                 metrics = self.train_step(next(groups))
                 # The order is fixed: log what was measured, save what was trained, then sample
                 # from it.
-                self.log(metrics, last=last)
+                loss = self.log(metrics, last=last)
                 self.saver.save_if_due(self, last=last)
                 self.sampler.sample_if_due(self, last=last)
-                self._bar.update()
+                if loss is not None:
+                    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update()
             self.accelerator.wait_for_everyone()  # nobody leaves while another still writes
         finally:
-            self._bar.close()
-            if shown:
-                self.metrics.plot()
+            bar.close()
+            self.step_log.plot()
             self.accelerator.end_training()
         logger.info("done: %s", self.directory)
 
-    def log(self, metrics: Mapping[str, Tensor | int], *, last: bool) -> None:
-        """Keep a step's metrics; every `log_every` steps write their means (one device sync)."""
-        self._since_log.append(metrics)
-        if not (last or self.step == 1 or self.step % self.log_every == 0):
-            return
-        count = len(self._since_log)
-        means = {
-            key: torch.stack([m[key] for m in self._since_log]).mean()  # type: ignore[misc]
-            for key in metrics
-            if key != "images"
-        }
-        means["loss"] = self.accelerator.reduce(means["loss"], "mean")
-        record = {key: value.item() for key, value in means.items()}
-        now = time.perf_counter()
-        seconds, self._logged_at = now - self._logged_at, now
-        images = sum(int(m["images"]) for m in self._since_log)
-        self._since_log.clear()
-        if not self.accelerator.is_main_process:
-            return
-        rates = zip(self.groups, self._rates, strict=True)
-        record |= {f"learning_rate/{group.name}": rate for group, rate in rates}
-        record |= {"seconds_per_step": seconds / count, "images_per_second": images / seconds}
-        self.metrics.write({"step": self.step, "epoch": self.epoch, **record})
-        self.accelerator.log(record, step=self.step)
-        self._bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
-        if not math.isfinite(record["loss"]) and self.accelerator.scaler is None:
+    def log(self, metrics: Measured, *, last: bool) -> float | None:
+        """Keep a step's metrics; where a line is written return its loss."""
+        loss = self.step_log.add(
+            metrics, step=self.step, epoch=self.epoch, rates=self._rates, last=last
+        )
+        if is_lost(loss, self.accelerator):
             raise RunError(
-                f"step {self.step}: the loss is {record['loss']}; training stops, what was saved "
-                "before stays. Lower the learning rate, or check the images of the dataset"
+                f"step {self.step}: the loss is {loss}; training stops, what was saved before "
+                "stays. Lower the learning rate, or check the images of the dataset"
             )
+        return loss
 
     def log_images(self, key: str, images: Sequence[Image], captions: Sequence[str]) -> None:
         """Send pictures to the trackers that show pictures."""
@@ -235,6 +222,20 @@ class Trainer:
     def epoch(self) -> int:
         """Finished and begun passes over the dataset at this step, counted from 1."""
         return max(1, -(-self.step // self.steps_per_epoch))
+
+    def versions(self) -> dict[str, Callable[[], contextlib.AbstractContextManager]]:
+        """What is saved: contexts in which the weights are so, by what their files' names add."""
+        if self.average is None:
+            return {"": self.usable_weights}
+        if self.average.replaces:
+            return {"": self.average.swapped_in}
+        return {"": self.usable_weights, "-ema": self.average.swapped_in}
+
+    def sampled_weights(self) -> contextlib.AbstractContextManager:
+        """The weights as images are drawn with them."""
+        if self.average is not None and self.average.is_sampled:
+            return self.average.swapped_in()
+        return self.usable_weights()
 
     @contextlib.contextmanager
     def usable_weights(self) -> Iterator[None]:

@@ -4,26 +4,27 @@ An adapter is a side-car: its parameters live in the network, a forward hook add
 layer's output, and the base model's own weights and state dict stay as they are.
 """
 
-from __future__ import annotations
-
-import logging
-from collections.abc import Mapping, Sequence
+# Annotations are evaluated here: a subclass in another file has them in its signature.
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from networks.description import describe, warn_of_differences
+from networks.dora import AXES, Axis, axis_of, decompose, decomposed_addition, weight_change
+from networks.dropout import Dropout
 from networks.files import read_layers, write_layers
-from networks.keys import kohya_name, network_metadata, split_component
-from networks.layer import AdapterLayer, dynamic_rank, is_spatial
-
-logger = logging.getLogger(__name__)
-
-Rank = int | Literal["dynamic"]
+from networks.keys import kohya_name
+from networks.layer import AdapterLayer, dynamic_rank, is_spatial, plain_addition
+from networks.ranks import Rank, Ranks, check_blocks, check_patterns, ranks_at
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Adapter(nn.Module):
     """A family of layers, one for each targeted layer of the base model.
 
@@ -32,8 +33,14 @@ class Adapter(nn.Module):
         alpha: the change is scaled by alpha / rank; null means alpha = rank (1 with "dynamic").
         conv_rank: also adapt the convolution blocks, with this rank for k x k kernels.
         conv_alpha: alpha of k x k convolutions; null means alpha, or conv_rank if that is null.
+        blocks: other ranks and alphas for parts of the model, by module path; the longest wins.
         targets: module paths as `unet`, `unet.up_blocks`, `text_encoders`; `*` is anything.
         multiplier: strength at which it is applied; files hold the weights at strength 1.
+        rank_stabilized: scale by alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732).
+        dora: learn magnitudes apart, of "input" or "output" channels (`networks/dora.py`).
+        rank_dropout: probability of dropping a rank of a LoRA, a row of the change of others.
+        module_dropout: probability of dropping a layer, in a step or a batch of it.
+        max_norm: a layer's change is scaled down to this norm after each optimizer step.
     """
 
     layer_class: ClassVar[type[AdapterLayer]]
@@ -41,48 +48,51 @@ class Adapter(nn.Module):
     algorithm: ClassVar[str | None] = None
     dynamic_factor: ClassVar[int] = 1
     requires: ClassVar[Sequence[str]] = ()
+    undecayed: ClassVar[Sequence[str]] = ("*.dora_scale",)  # no weight decay: they are not near 0
 
-    def __init__(
-        self,
-        *,
-        rank: Rank = 16,
-        alpha: float | None = None,
-        conv_rank: Rank | None = None,
-        conv_alpha: float | None = None,
-        targets: Sequence[str] = ("unet",),
-        multiplier: float = 1.0,
-    ):
+    rank: Rank = 16
+    alpha: float | None = None
+    conv_rank: Rank | None = None
+    conv_alpha: float | None = None
+    blocks: Mapping[str, Ranks] | None = None
+    targets: Sequence[str] = ("unet",)
+    multiplier: float = 1.0
+    rank_stabilized: bool = False
+    dora: Axis | None = None
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for name, value in (("rank", rank), ("conv_rank", conv_rank)):
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name}: {value} is not a rank; it must be at least 1")
-        if not targets:
-            raise ValueError("targets: is empty; name parts of the model, such as [unet]")
-        self.rank = rank
-        self.alpha = _alpha(alpha, rank)
-        self.conv_rank = conv_rank
-        self.conv_alpha = _alpha(conv_alpha or alpha, conv_rank or rank)
-        self.targets = tuple(targets)
-        self.multiplier = multiplier
         self.layers = nn.ModuleDict()  # by their name in files
+        self._ranks = Ranks(
+            rank=self.rank, alpha=self.alpha, conv_rank=self.conv_rank, conv_alpha=self.conv_alpha
+        )
+        self._blocks = {
+            pattern: Ranks(**block) if isinstance(block, Mapping) else block
+            for pattern, block in (self.blocks or {}).items()
+        }
         self._paths: dict[str, str] = {}  # name in files -> module path in the base
         self._base: dict[str, Any] = {}
         self._hooks: list[Any] = []
+        self._check()
 
     def attach(self, model: Any) -> None:
         """Put a layer beside each target of `model`.
 
         Raises:
-            ValueError: a target pattern matches no layer.
+            ValueError: a target, or a pattern of `blocks`, matches no layer.
         """
         targets = model.adapter_layers(self.targets, conv=self.conv_rank is not None)
+        check_patterns(self._blocks, targets)
         for path, base in targets.items():
             name = kohya_name(model, path)
             self._paths[name] = path
             self._base[name] = base
             if name not in self.layers:
                 with base.weight.device:
-                    self.layers[name] = self._make_layer(base)
+                    self.layers[name] = self._make_layer(path, base)
         self._hook_up()
 
     def detach(self) -> None:
@@ -96,8 +106,8 @@ class Adapter(nn.Module):
         """Add every layer's change to the base's weights, and detach."""
         for name, layer in self._named_layers():
             weight = self._base[name].weight
-            delta = self.multiplier * layer.delta_weight()
-            weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
+            change = self.multiplier * weight_change(layer, weight)
+            weight.copy_((weight.float() + change).to(weight.dtype))
         self.detach()
 
     def condition(self, inputs: DenoiserInputs, batch: Batch) -> DenoiserInputs:
@@ -105,35 +115,46 @@ class Adapter(nn.Module):
         return inputs
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        groups: dict[str, list[nn.Parameter]] = {}
-        for name, layer in self._named_layers():
-            component, _ = split_component(self._paths[name])
-            groups.setdefault(component, []).extend(layer.parameters())
-        return groups
+        """Every parameter by the path of the base's layer and its own name behind that."""
+        return {
+            f"{self._paths[name]}.{own}": [parameter]
+            for name, layer in self._named_layers()
+            for own, parameter in layer.named_parameters()
+        }
+
+    @property
+    def rate_factors(self) -> Mapping[str, float]:
+        """What the learning rate of some parameters is multiplied by, by pattern."""
+        return {}
+
+    def after_step(self) -> None:
+        """Keep trained layers within `max_norm`; called after each optimizer step."""
+        if self.max_norm is None:
+            return
+        for _, layer in self._named_layers():
+            if any(factor.requires_grad for factor in layer.factors()):
+                layer.limit_norm(self.max_norm)
 
     def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write every layer to a .safetensors file under the field's key names."""
-        write_layers(path, self.layers, dtype=dtype, metadata=metadata)
+        write_layers(path, self._as_written(), dtype=dtype, metadata=metadata)
 
     def load(self, path: Path) -> None:
-        """Take over the layers of a file; rank and alpha of each are read from it.
+        """Take over the layers of a file; rank, alpha and magnitudes of each are read from it.
 
         Raises:
             ValueError: the file is no such adapter, or is for other layers than the targets.
         """
+        configured = dict(self._named_layers())
         for name, tensors in read_layers(path, list(self.layers)).items():
-            base = self._base[name]
             try:
-                rank = self.layer_class.rank_of(tensors)
-                alpha = tensors.get("alpha", torch.tensor(float(rank)))
-                layer = self.layer_class(base, rank=rank, alpha=float(alpha))
-                layer.load_state_dict({**tensors, "alpha": alpha.float()})
+                layer = self._read_layer(name, tensors)
             except (KeyError, RuntimeError, ValueError) as error:
                 raise ValueError(
                     f"{path}: {name} is no {type(self).__name__} of this layer: {error}"
                 ) from error
             self.layers[name] = layer
-        self._take_over_settings(path)
+        warn_of_differences(path, configured, dict(self._named_layers()))
         for name, layer in self._named_layers():
             layer.to(self._base[name].weight.device)  # last: without weights it is `meta`
         self.detach()
@@ -141,43 +162,60 @@ class Adapter(nn.Module):
 
     def describe(self, model: Any) -> dict[str, str]:
         """Metadata of a file: algorithm, rank, alpha, targets."""
-        args = {"targets": " ".join(self.targets)}
-        if self.algorithm is not None:
-            args["algo"] = self.algorithm
-        if self.conv_rank is not None:
-            args |= {"conv_dim": str(self.conv_rank), "conv_alpha": f"{self.conv_alpha:g}"}
-        return network_metadata(
+        return describe(
             model,
+            [layer for _, layer in self._named_layers()],
             module=self.file_module,
-            rank="Dynamic" if self.rank == "dynamic" else str(self.rank),
-            alpha=f"{self.alpha:g}",
-            args=args,
+            algorithm=self.algorithm,
+            args={"targets": " ".join(self.targets), **self._arguments()},
         )
 
-    def _make_layer(self, base: nn.Module) -> AdapterLayer:
-        spatial = is_spatial(base) and self.conv_rank is not None
-        rank = self.conv_rank if spatial else self.rank
-        alpha = self.conv_alpha if spatial else self.alpha
-        if not isinstance(rank, int):
-            rank = self.dynamic_factor * dynamic_rank(base)
+    # What a subclass may say otherwise:
+
+    def _new_layer(self, base: nn.Module, *, rank: int, alpha: float) -> AdapterLayer:
         return self.layer_class(base, rank=rank, alpha=alpha)
 
-    def _take_over_settings(self, path: Path) -> None:
-        """Let ranks and alphas say what the layers are, after a file was read."""
-        for spatial, prefix in ((False, ""), (True, "conv_")):
-            layers = [layer for _, layer in self._named_layers() if layer.is_spatial == spatial]
-            if not layers:
-                continue
-            ranks = {layer.rank for layer in layers}
-            found: dict[str, Any] = {
-                f"{prefix}rank": ranks.pop() if len(ranks) == 1 else "dynamic",
-                f"{prefix}alpha": float(layers[0].alpha),
-            }
-            for key, value in found.items():
-                if getattr(self, key) != value:
-                    shown = value if isinstance(value, str) else f"{value:g}"
-                    logger.warning("%s: has %s %s, which is taken", path, key, shown)
-                    setattr(self, key, value)
+    def _dropouts(self) -> Dropout:
+        return Dropout(rank_dropout=self.rank_dropout, module_dropout=self.module_dropout)
+
+    def _arguments(self) -> dict[str, str]:
+        """Arguments for the metadata, under LyCORIS' names."""
+        return {"rs_lora": "True"} if self.rank_stabilized else {}
+
+    def _as_written(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of a file by layer."""
+        return {name: layer.state_dict() for name, layer in self._named_layers()}
+
+    def _as_configured(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a file as the layer is to hold them."""
+        return tensors
+
+    def _make_layer(self, path: str, base: nn.Module) -> AdapterLayer:
+        dynamic = self.dynamic_factor * dynamic_rank(base)
+        ranks = ranks_at(path, self._ranks, self._blocks)
+        rank, alpha = ranks.of(spatial=is_spatial(base), dynamic=dynamic)
+        rank = self.layer_class.usable_rank(base, rank)
+        if self.rank_stabilized:
+            alpha *= math.sqrt(rank)  # files know alpha / rank only
+        layer = self._new_layer(base, rank=rank, alpha=alpha)
+        layer.dropouts = self._dropouts()
+        if self.dora is not None:
+            assert isinstance(base.weight, Tensor)
+            decompose(layer, base.weight, self.dora)
+        return layer
+
+    def _read_layer(self, name: str, tensors: Mapping[str, Tensor]) -> AdapterLayer:
+        base = self._base[name]
+        if "alpha" not in tensors:  # readers take a scale of 1
+            rank = self.layer_class.rank_of(tensors)
+            tensors = {**tensors, "alpha": torch.tensor(float(rank))}
+        floats = self._as_configured(name, {key: t.float() for key, t in tensors.items()})
+        layer = self.layer_class.from_shapes(base, floats)
+        layer.dropouts = self._dropouts()
+        if "dora_scale" in floats:
+            decompose(layer, base.weight, axis_of(floats["dora_scale"], base.weight))
+        layer.load_state_dict(floats)
+        return layer
 
     def _named_layers(self) -> list[tuple[str, AdapterLayer]]:
         return [(n, layer) for n, layer in self.layers.items() if isinstance(layer, AdapterLayer)]
@@ -186,18 +224,28 @@ class Adapter(nn.Module):
         for name, base in self._base.items():
             self._hooks.append(base.register_forward_hook(self._hook(name)))
 
-    def _hook(self, name: str):
+    def _hook(self, name: str) -> Callable[..., Tensor]:
         layer: Any = self.layers[name]
+        addition = plain_addition if layer.dora_scale is None else decomposed_addition
 
-        def add(_base: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            addition = layer(args[0])
-            if self.multiplier != 1.0:
-                addition = addition * self.multiplier
-            return output + addition.to(output.dtype)
+        def add(base: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            added = addition(layer, base, args[0], output)
+            strength = self.multiplier * layer.strength()
+            if strength != 1.0:
+                added = added * strength
+            return output + added.to(output.dtype)
 
         return add
 
-
-def _alpha(alpha: float | None, rank: Rank) -> float:
-    """alpha as given; null and 0 mean the rank, which "dynamic" does not have."""
-    return float(alpha or (rank if isinstance(rank, int) else 1))
+    def _check(self) -> None:
+        """Check the arguments, as far as that can be done without a model."""
+        for fault in self._ranks.faults():
+            raise ValueError(fault)
+        if not self.targets:
+            raise ValueError("targets: is empty; name parts of the model, such as [unet]")
+        if self.dora not in (None, *AXES):
+            raise ValueError(f"dora: {self.dora!r} is not one of {', '.join(AXES)}")
+        if self.max_norm is not None and self.max_norm <= 0:
+            raise ValueError(f"max_norm: {self.max_norm} is not above 0; usual is 1")
+        check_blocks(self._blocks, self._ranks)
+        self._dropouts().check()

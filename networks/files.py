@@ -8,14 +8,25 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def write_layers(
-    path: Path, layers: nn.ModuleDict, *, dtype: torch.dtype, metadata: Mapping[str, str]
+    path: Path,
+    layers: Mapping[str, Mapping[str, Tensor]],
+    *,
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
 ) -> None:
-    """Write layers by their name in files, every tensor in `dtype`."""
-    write_tensors(path, layers.state_dict(), dtype=dtype, metadata=metadata)
+    """Write the tensors of layers, by their name in files, in `dtype`.
+
+    Magnitudes stay in float32, and an alpha that `dtype` would round: these are a few numbers, and
+    the effect is as exact as they are.
+    """
+    tensors = {f"{n}.{key}": tensor for n, own in layers.items() for key, tensor in own.items()}
+    exact = {key: t for key, t in tensors.items() if _must_be_exact(key, t, dtype)}
+    rest = {key: t.to(dtype) for key, t in tensors.items() if key not in exact}
+    _write(path, {key: {**exact, **rest}[key] for key in tensors}, metadata)
 
 
 def read_layers(path: Path, names: Collection[str]) -> dict[str, dict[str, Tensor]]:
@@ -65,11 +76,21 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, metadata: Mapping[str, str]
 ) -> None:
     """Write tensors to a .safetensors file, or without metadata to a .pt file."""
-    converted = {key: t.detach().to("cpu", dtype).contiguous() for key, t in tensors.items()}
+    _write(path, {key: tensor.to(dtype) for key, tensor in tensors.items()}, metadata)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    converted = {key: t.detach().to("cpu").contiguous() for key, t in tensors.items()}
     if path.suffix == ".pt":
         torch.save(converted, path)
     else:
         save_file(converted, path, metadata={"format": "pt", **metadata})
+
+
+def _must_be_exact(key: str, tensor: Tensor, dtype: torch.dtype) -> bool:
+    own = key.rpartition(".")[2]
+    rounded = own == "alpha" and not torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
+    return rounded or own == "dora_scale"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

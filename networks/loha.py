@@ -7,15 +7,16 @@ KohakuBlueleaf/LyCORIS.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.base import Adapter
-from networks.layer import AdapterLayer, sizes_of
+from networks.dropout import drop_rows
+from networks.layer import AdapterLayer, kernel_of, operation_of, sizes_of
 
 
 class LoHaLayer(AdapterLayer):
@@ -24,22 +25,19 @@ class LoHaLayer(AdapterLayer):
     def __init__(self, base: nn.Module, *, rank: int, alpha: float):
         super().__init__(base, rank=rank, alpha=alpha)
         inputs, outputs = sizes_of(base)
-        kernel = base.kernel_size if isinstance(base, nn.Conv2d) else ()
-        self.shape = (outputs, inputs, *kernel)
-        self._options: dict[str, Any] = {}
-        if isinstance(base, nn.Conv2d):
-            self._options = {"stride": base.stride, "padding": base.padding}
-        columns = inputs
-        for size in kernel:
-            columns *= size
+        self.shape = (outputs, inputs, *kernel_of(base))
+        self._operation = operation_of(base)
+        columns = math.prod(self.shape[1:])
         self.hada_w1_a = nn.Parameter(torch.randn(outputs, rank) * 0.1)
         self.hada_w1_b = nn.Parameter(torch.randn(rank, columns))
         self.hada_w2_a = nn.Parameter(torch.zeros(outputs, rank))
         self.hada_w2_b = nn.Parameter(torch.randn(rank, columns))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self._delta().to(x.dtype)
-        return F.conv2d(x, weight, **self._options) if len(self.shape) == 4 else F.linear(x, weight)
+        addition = self._operation(x, self._delta().to(x.dtype))
+        if self.training and self.dropouts.rank_dropout:
+            addition = drop_rows(addition, self.dropouts.rank_dropout)
+        return addition
 
     def delta_weight(self) -> Tensor:
         return self._delta().float()

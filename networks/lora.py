@@ -7,12 +7,17 @@ initialisation are those of kohya-ss/sd-scripts and KohakuBlueleaf/LyCORIS.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.base import Adapter
+from networks.dropout import Dropout, drop_ranks
+from networks.keys import split_component
 from networks.layer import AdapterLayer, sizes_of
 
 
@@ -20,10 +25,8 @@ class LoRALayer(AdapterLayer):
     """`up(down(x)) * alpha / rank`; `up` starts at zero."""
 
     def __init__(self, base: nn.Module, *, rank: int, alpha: float):
-        inputs, outputs = sizes_of(base)
-        if isinstance(base, nn.Conv2d):
-            rank = min(rank, inputs, outputs)
         super().__init__(base, rank=rank, alpha=alpha)
+        inputs, outputs = sizes_of(base)
         self.lora_down: nn.Conv2d | nn.Linear
         self.lora_up: nn.Conv2d | nn.Linear
         if isinstance(base, nn.Conv2d):
@@ -43,7 +46,12 @@ class LoRALayer(AdapterLayer):
         nn.init.zeros_(self.lora_up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lora_up(self.lora_down(x) * self.scale)
+        low = self.lora_down(x) * self.scale
+        if self.training and self.dropouts.dropout:
+            low = F.dropout(low, self.dropouts.dropout)
+        if self.training and self.dropouts.rank_dropout:
+            low = drop_ranks(low, self.dropouts.rank_dropout)
+        return self.lora_up(low)
 
     def delta_weight(self) -> Tensor:
         down, up = self.lora_down.weight.float(), self.lora_up.weight.float()
@@ -51,13 +59,80 @@ class LoRALayer(AdapterLayer):
         return delta.view(up.shape[0], *down.shape[1:])
 
     @staticmethod
+    def usable_rank(base: nn.Module, rank: int) -> int:
+        return min(rank, *sizes_of(base)) if isinstance(base, nn.Conv2d) else rank
+
+    @staticmethod
     def rank_of(tensors: Mapping[str, Tensor]) -> int:
         return tensors["lora_down.weight"].shape[0]
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class LoRA(Adapter):
-    """Low-rank adapters beside Linear and convolution layers."""
+    """Low-rank adapters beside Linear and convolution layers.
+
+    Args:
+        dropout: probability of dropping each value between `down` and `up`.
+        lora_plus_ratio: the learning rate of `up` is so many times that of `down` (LoRA+, Hayou et
+            al. 2024, arXiv:2402.12354); usual is 16.
+    """
 
     layer_class: ClassVar = LoRALayer
     file_module: ClassVar = "networks.lora"
+    algorithm: ClassVar = "locon"  # where readers other than sd-scripts are meant
     dynamic_factor: ClassVar = 2
+
+    dropout: float = 0.0
+    lora_plus_ratio: float = 1.0
+
+    def _check(self) -> None:
+        super()._check()
+        if self.lora_plus_ratio <= 0:
+            raise ValueError(f"lora_plus_ratio: {self.lora_plus_ratio} is not above 0; usual is 16")
+
+    @property
+    def rate_factors(self) -> Mapping[str, float]:
+        return {} if self.lora_plus_ratio == 1.0 else {"*.lora_up": self.lora_plus_ratio}
+
+    def _dropouts(self) -> Dropout:
+        return Dropout(
+            dropout=self.dropout,
+            rank_dropout=self.rank_dropout,
+            module_dropout=self.module_dropout,
+        )
+
+    def _as_written(self) -> dict[str, dict[str, Tensor]]:
+        """All layers of a component with one alpha: diffusers takes one for all of them."""
+        alphas = self._common_alphas()
+        layers = super()._as_written()
+        return {name: _with_alpha(tensors, alphas[name]) for name, tensors in layers.items()}
+
+    def _as_configured(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the alpha of the config again, where `_as_written` would take it out."""
+        layer = self.layers[name]
+        assert isinstance(layer, LoRALayer)
+        own, common = float(layer.alpha), self._common_alphas()[name]
+        if not {"lora_down.weight", "lora_up.weight"} <= tensors.keys():
+            return tensors  # none of ours: said when they are loaded
+        same_rank = LoRALayer.rank_of(tensors) == layer.rank
+        if same_rank and math.isclose(float(tensors["alpha"]), common, rel_tol=1e-6):
+            return _with_alpha(tensors, own)
+        return tensors
+
+    def _common_alphas(self) -> dict[str, float]:
+        """By layer, the alpha that most layers of its component have."""
+        counts: dict[str, Counter[float]] = {}
+        for name, layer in self._named_layers():
+            component, _ = split_component(self._paths[name])
+            counts.setdefault(component, Counter())[float(layer.alpha)] += 1
+        common = {component: count.most_common(1)[0][0] for component, count in counts.items()}
+        return {n: common[split_component(self._paths[n])[0]] for n, _ in self._named_layers()}
+
+
+def _with_alpha(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The same change with another alpha: the rest of the scale goes into `up`."""
+    own = tensors["alpha"]
+    if float(own) == alpha:
+        return dict(tensors)
+    up = tensors["lora_up.weight"] * (float(own) / alpha)
+    return {**tensors, "lora_up.weight": up, "alpha": own.new_tensor(alpha)}

@@ -37,7 +37,7 @@ class Counts:
 def make_parser(
     doc: str | None,
     *,
-    directory: str = "dataset, made by bucketing.py",
+    directory: str | None = "dataset, made by bucketing.py",
     output: str,
     output_required: bool = False,
     num_workers: str | None = None,
@@ -49,7 +49,8 @@ def make_parser(
     option without words, or `batch_size` without its default, is left out.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
-    parser.add_argument("-d", "--directory", "--input_dir", required=True, help=directory)
+    if directory is not None:
+        parser.add_argument("-d", "--directory", "--input_dir", required=True, help=directory)
     parser.add_argument(
         *("-o", "--output", "--output_dir", "--output_path"), required=output_required, help=output
     )

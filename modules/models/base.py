@@ -38,6 +38,8 @@ class DiffusionModel:
     denoiser: Any
     text_encoders: list[TextEncoder]
     vae: Any | None  # None: pixel space
+    text_needs_gradients: bool = True
+    changed: frozenset[str] = frozenset()  # components that a network was merged into
     scheduler: Any
     scheduler_changes: Mapping[str, Any] = MappingProxyType({})  # since the checkpoint was loaded
     path: str
@@ -63,6 +65,11 @@ class DiffusionModel:
         self.scheduler_changes = {**self.scheduler_changes, **changes}
         self.scheduler = scheduler
 
+    def mark_changed(self, paths: Iterable[str]) -> None:
+        """Note that weights on these paths are no longer the checkpoint's, though not trained."""
+        names = [name for name in self.components() if any(matches(p, name) for p in paths)]
+        self.changed = self.changed | set(names)
+
     def components(self) -> dict[str, nn.Module]:
         """The trainable pieces by the first part of their module path."""
         encoders = {f"text_encoders.{i}": te.module for i, te in enumerate(self.text_encoders)}
@@ -76,7 +83,10 @@ class DiffusionModel:
 
     def encode(self, batch: Batch) -> Batch:
         """The batch with latents and text-encoder outputs, made here if they aren't cached."""
-        text = batch.text or self.encode_text(batch.captions)
+        text = batch.text
+        if not text:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.text_needs_gradients):
+                text = self.encode_text(batch.captions)
         return replace(batch, latents=self._latents(batch), text=text)
 
     def encode_images(self, batch: Batch) -> Tensor:

@@ -16,10 +16,15 @@ def matches(path: str, pattern: str) -> bool:
 
 def no_match(pattern: str, paths: Iterable[str]) -> str:
     """The message for a pattern that matches no module."""
+    shown = nearby(pattern, paths) or "nothing"
+    return f"the pattern {pattern!r} matches no module; there: {shown}"
+
+
+def nearby(pattern: str, paths: Iterable[str]) -> str:
+    """What there is beside what a pattern names, or if that is nowhere, at its depth."""
     parent = pattern.rpartition(".")[0]
     depth = len(pattern.split("."))
     every = list(paths)
     near = [path for path in every if not parent or matches(path, parent)]
     known = sorted({".".join(path.split(".")[:depth]) for path in near or every})
-    shown = ", ".join(known[:12]) or "nothing"
-    return f"the pattern {pattern!r} matches no module; there: {shown}"
+    return ", ".join(known[:12])

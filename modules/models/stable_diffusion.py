@@ -100,11 +100,13 @@ class StableDiffusion(DiffusionModel):
     def _as_trained(self, name: str, piece: Any) -> Any:
         """A piece as it should be saved.
 
-        One that was not trained is read again, since the one in memory may have been rounded to
+        One that was not changed is read again, since the one in memory may have been rounded to
         the precision of the computation.
         """
-        trained = any(parameter.requires_grad for parameter in piece.parameters())
-        return piece if trained or name not in self._originals else self._originals[name]()
+        changed = any(parameter.requires_grad for parameter in piece.parameters()) or any(
+            self.components()[component] is piece for component in self.changed
+        )
+        return piece if changed or name not in self._originals else self._originals[name]()
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         encoder = self.text_encoders[0]

@@ -1,4 +1,4 @@
-"""config/README.md and README.ja.md say what modules/config.py and the components say."""
+"""config/README.md and README.ja.md say what modules/sections.py and the components say."""
 
 import ast
 import dataclasses
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from omegaconf import MISSING
 
-from modules import config as schema
+from modules import sections as schema
 from modules.component import argument_faults, resolve
-from modules.config import Config
+from modules.sections import Config
 from modules.schema import build_section
 from modules.yaml_text import parse, parse_argument
 
@@ -21,10 +21,12 @@ SECTIONS = {
     "`model`": schema.ModelConfig,
     "`dataset`": schema.DatasetConfig,
     "`prepare`": schema.ComponentConfig,
+    "`prior`": schema.PriorConfig,
     "`networks`": schema.NetworkConfig,
     "`objective`": schema.ObjectiveConfig,
     "`optimizer`": schema.OptimizerConfig,
     "`lr_scheduler`": schema.LrSchedulerConfig,
+    "`ema`": schema.EmaConfig,
     "`train`": schema.TrainConfig,
     "`save`": schema.SaveConfig,
     "`sample`": schema.SampleConfig,
@@ -53,7 +55,7 @@ def tables(name):
 
 def sentences():
     """The docstring under each field, by class and field."""
-    tree = ast.parse((ROOT / "modules" / "config.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "modules" / "sections.py").read_text(encoding="utf-8"))
     found = {}
     for section in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
         for field, text in zip(section.body, section.body[1:], strict=False):

@@ -148,7 +148,7 @@ def test_checkpointing_leaves_a_controlnets_gradients_as_they_are(write_guided):
         assert network.net.is_gradient_checkpointing == (checkpointing == "true")
         with torch.no_grad():
             network.net.controlnet_mid_block.weight.fill_(0.1)
-        _, batch = next(trainer.step_groups())[0]
+        batch = next(trainer.step_groups())[0].batch
         torch.manual_seed(0)
         trainer.loss(batch).backward()
         gradients.append({n: p.grad.clone() for n, p in network.named_parameters()})
@@ -246,7 +246,7 @@ def loss_of_masked(write_config, directory: Path, **args):
     dataset = {"args": {"path": str(directory), "mask": True, **args}, "shuffle": False}
     trainer = assemble(write_config(networks={"lora": LORA}, dataset=dataset))
     kept = Kept(trainer)
-    _, batch = next(trainer.step_groups())[0]
+    batch = next(trainer.step_groups())[0].batch
     torch.manual_seed(0)
     loss = trainer.loss(batch)
     loss.backward()
@@ -285,9 +285,8 @@ def test_repeats_share_latents_and_differ_in_noise_and_timestep(write_config, da
         return add_noise(latents, noise, timesteps)
 
     trainer.objective.add_noise = keep
-    group = next(group for group in trainer.step_groups() if len(group[0][0]) == 2)
-    planned, batch = group[0]
-    assert len(planned) == len(batch.captions) == 2  # read once, encoded once
+    group = next(group for group in trainer.step_groups() if group[0].images == 6)
+    assert len(group[0].batch.captions) == 2  # read once, encoded once
     metrics = trainer.train_step(group)
     assert metrics["images"] == 6
     latents, noise = clean[0].view(2, 3, -1), noises[0].view(2, 3, -1)

@@ -17,7 +17,8 @@ train:
   max_train_steps: 2
 """
 SECTIONS = (
-    "allowed: model, dataset, prepare, networks, objective, optimizer, lr_scheduler, train, save, "
+    "allowed: model, dataset, prepare, prior, networks, objective, optimizer, lr_scheduler, ema, "
+    "train, save, "
     "sample, loggers"
 )
 

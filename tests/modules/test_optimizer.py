@@ -8,7 +8,6 @@ from torch.nn import Parameter
 
 from modules.optimizer import (
     as_optimizer_groups,
-    base_parameters,
     check_rates,
     learning_rate_schedule,
     make_groups,
@@ -25,12 +24,15 @@ def parameters() -> dict[str, Parameter]:
     }
 
 
-def base_groups(rate):
-    return make_groups(base_parameters(parameters(), COMPONENTS), rate, where="train.learning_rate")
+def groups_of(rate, *, paths=None, **options):
+    by_path = {path: [p] for path, p in (paths or parameters()).items()}
+    return make_groups(
+        by_path, rate, components=COMPONENTS, where="train.learning_rate", **options
+    )
 
 
 def test_one_rate_for_all():
-    groups = base_groups(1e-4)
+    groups = groups_of(1e-4)
     assert [(g.name, g.count, g.learning_rate) for g in groups] == [
         ("unet", 6, 1e-4),
         ("text_encoders.0", 4, 1e-4),
@@ -41,20 +43,72 @@ def test_one_rate_for_all():
 
 def test_the_longest_name_wins():
     rates = {"unet": 1e-4, "text_encoders": 5e-5, "text_encoders.1": 1e-5}
-    groups = base_groups(rates)
+    groups = groups_of(rates)
     assert [g.learning_rate for g in groups] == [1e-4, 5e-5, 1e-5]
+
+
+def test_rates_by_pattern_make_few_groups():
+    names = ["down.0.attn1.q", "down.0.attn2.q", "mid.attn2.q", "up.1.attn2.q", "up.2.conv"]
+    paths = {f"unet.{name}": Parameter(torch.zeros(2)) for name in names}
+    paths["text_encoders.0.mlp"] = Parameter(torch.zeros(3))
+    paths["text_encoders.1.mlp"] = Parameter(torch.zeros(4))
+    rates = {"unet": 1.0, "unet.up": 2.0, "unet.*.attn2": 3.0, "text_encoders": 4.0}
+    groups = groups_of(rates, paths=paths, owner="lora")
+    assert [(g.name, g.learning_rate, g.count) for g in groups] == [
+        ("lora.unet", 1.0, 2),
+        ("lora.unet.*.attn2", 3.0, 6),
+        ("lora.unet.up", 2.0, 2),
+        ("lora.text_encoders.0", 4.0, 3),
+        ("lora.text_encoders.1", 4.0, 4),
+    ]
+    assert sum(len(g.parameters) for g in groups) == len(paths)
+
+
+def test_factors_and_what_does_not_decay_have_groups_of_their_own():
+    paths = {
+        f"{where}.{own}": Parameter(torch.zeros(2))
+        for where in ("unet.a", "unet.b")
+        for own in ("lora_down.weight", "lora_up.weight", "dora_scale")
+    }
+    options = {"factors": {"*.lora_up": 16.0}, "undecayed": ("*.dora_scale",)}
+    groups = groups_of(0.5, paths=paths, owner="x", **options)
+    assert [(g.name, g.learning_rate, g.decays, g.count) for g in groups] == [
+        ("x.unet", 0.5, True, 4),
+        ("x.unet.lora_up", 8.0, True, 4),
+        ("x.unet.dora_scale", 0.5, False, 4),
+    ]
+    optimizer = torch.optim.AdamW(as_optimizer_groups(groups), lr=1.0, weight_decay=0.1)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (0.5, 0.1),
+        (8.0, 0.1),
+        (0.5, 0.0),
+    ]
+
+
+def test_a_network_of_ones_own_may_name_its_parameters_as_it_likes():
+    paths = {"unet": Parameter(torch.zeros(2)), "image_encoder": Parameter(torch.zeros(3))}
+    groups = groups_of({"unet": 1.0, "image_encoder": 2.0}, paths=paths, owner="ip")
+    assert [(g.name, g.learning_rate) for g in groups] == [
+        ("ip.unet", 1.0),
+        ("ip.image_encoder", 2.0),
+    ]
 
 
 def test_rates_must_fit_what_is_trained():
     where = "train.learning_rate"
-    with pytest.raises(ValueError, match=r"learning_rate: has no rate for 'text_encoders\.0'"):
-        base_groups({"unet": 1e-4})
-    check_rates({"unet": 1e-4, "text_encoders": 1e-4}, COMPONENTS, where=where)
+    with pytest.raises(ValueError, match=r"has no rate for 'text_encoders\.0\.b'; it names unet; "):
+        groups_of({"unet": 1e-4})
+    check_rates({"unet": 1e-4, "text_encoders": 1e-4}, parameters(), where=where)
     check_rates(1e-4, (), where=where)
     with pytest.raises(
-        ValueError, match=r"learning_rate\.vae: nothing of 'vae' is trained with it"
+        ValueError,
+        match=r"learning_rate\.vae: nothing of 'vae' is trained with it; it is for text_encoders, ",
     ):
-        check_rates({"unet": 1e-4, "vae": 1.0}, COMPONENTS, where=where)
+        check_rates({"unet": 1e-4, "vae": 1.0}, parameters(), where=where)
+    with pytest.raises(ValueError, match=r"'unet\.up' is trained with it; it is for unet\.a$"):
+        check_rates({"unet.up": 1e-4}, parameters(), where=where)
+    with pytest.raises(ValueError, match="it is for nothing"):
+        check_rates({"unet": 1e-4}, (), where=where)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class Run:
         self.model, self.networks = tiny.make_sd(), {}
         self.shown: list[str] = []
 
-    def usable_weights(self):
+    def sampled_weights(self):
         return contextlib.nullcontext()
 
     def autocast(self):

@@ -47,7 +47,7 @@ def test_the_loss_is_that_of_live_encoding(cached_directory, make_trainer):
     losses = []
     for text_cache in (True, False):
         trainer = make_trainer(cached_directory, args={"text_cache": text_cache})
-        batch = next(iter(trainer.loader))
+        batch = next(iter(trainer.source.loader))
         assert set(batch.text) == ({"encoder_hidden_states"} if text_cache else set())
         with torch.no_grad():
             live = trainer.model.encode_text(batch.captions)["encoder_hidden_states"]

@@ -102,7 +102,7 @@ def test_full_fine_tuning_moves_what_is_named(write_config, trainable):
 
 def test_loss_of_a_batch_is_the_sum_of_each_images_mean_error(write_config):
     trainer = Trainer.from_config(load(write_config(networks=LORA)))
-    batch = next(iter(trainer.loader))
+    batch = next(iter(trainer.source.loader))
     torch.manual_seed(0)
     loss = trainer.loss(batch)
     torch.manual_seed(0)

@@ -78,7 +78,7 @@ def test_every_option_is_explained(helps, name):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_common_options_are_spelled_alike(helps, name):
     text = helps[name][0]
-    wanted = {"-o"} if name == "draw_shapes" else {"-d", "-o"}
+    wanted = {"-o"} if name in ("class_images", "draw_shapes") else {"-d", "-o"}
     wanted |= {option for option in ("--num_workers",) if option in text}
     for option in wanted:
         assert ALIASES[option] in text
@@ -95,5 +95,6 @@ def test_options_without_words_are_left_out():
         return [action.dest for action in parser._actions]
 
     assert options() == ["help", "directory", "output"]
+    assert options(directory=None) == ["help", "output"]
     more = options(num_workers="threads", batch_size=4)
     assert more == ["help", "directory", "output", "batch_size", "num_workers"]

@@ -1,0 +1,78 @@
+"""What is wrong with the components that a config names, before data and weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from modules.component import argument_faults, build
+from modules.contracts import lacking_methods
+from modules.errors import ConfigError
+from modules.hardware import precision_fault
+from modules.hints import nearest
+from modules.optimizer_class import optimizer_faults
+from modules.parts import build_sampler, build_saver, sampler_arguments, saver_arguments
+from modules.sections import Config
+
+
+def check_components(config: Config) -> None:
+    """Check every component's arguments against its signature, and what this machine can do.
+
+    Raises:
+        ConfigError: lists all faults.
+    """
+    faults: list[str] = []
+    for number, step in enumerate(config.prepare):
+        faults += argument_faults(f"prepare.{number}", step.module, step.args)
+    section = config.dataset
+    faults += argument_faults("dataset", section.module, section.args, supplied={"seed"})
+    if config.prior is not None:
+        prior = config.prior
+        faults += argument_faults("prior", prior.module, prior.args, supplied={"seed"})
+    for name, network in config.networks.items():
+        faults += argument_faults(f"networks.{name}", network.module, network.args)
+    objective = config.objective
+    if objective.module is not None:
+        faults += argument_faults("objective", objective.module, objective.args, {"scheduler"})
+    optimizer = config.optimizer
+    faults += optimizer_faults(optimizer.module, optimizer.args)
+    given = saver_arguments(config)
+    faults += argument_faults("save", config.save.module, config.save.args, given)
+    if config.sample is not None:
+        given = sampler_arguments(config)
+        faults += argument_faults("sample", config.sample.module, config.sample.args, given)
+    faults += lacking_methods(config)
+    precision = precision_fault(config.train.mixed_precision)
+    if precision:
+        faults.append(precision)
+    faults += _logger_faults(config)
+    if not faults:  # what only the classes themselves can judge: ranks, prompts, intervals
+        for name, network in config.networks.items():
+            faults += _trial(f"networks.{name}", partial(build, network.module, network.args))
+        faults += _trial("save", partial(build_saver, config))
+        faults += _trial("sample", partial(build_sampler, config))
+    if faults:
+        listed = "".join(f"\n  {fault}" for fault in faults)
+        raise ConfigError(f"{config.save.name}: the config asks for what can't be done:{listed}")
+
+
+def _trial(where: str, action: Callable[[], Any]) -> list[str]:
+    """The fault that `action` finds, if any."""
+    try:
+        action()
+    except ValueError as error:
+        return [f"{where}: {error}"]
+    return []
+
+
+def _logger_faults(config: Config) -> list[str]:
+    if not config.loggers:
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    return [
+        f"loggers.{name}: there is no such logger{nearest(name, LOGGER_TYPE_TO_CLASS)}"
+        for name in config.loggers
+        if name not in LOGGER_TYPE_TO_CLASS
+    ]

@@ -1,0 +1,243 @@
+"""The sections of a config: frozen dataclasses, whose fields' documentation stands under them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from omegaconf import MISSING
+
+from modules.schema import Minimum, Within
+
+Count = Annotated[int, Minimum(1)]
+Natural = Annotated[int, Minimum(0)]
+NonNegative = Annotated[float, Minimum(0)]
+Fraction = Annotated[float, Within(0, 1)]
+Rate = NonNegative | dict[str, NonNegative]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentConfig:
+    module: str = MISSING
+    """Dotted path of a class or function: one of ours, of a package, or in a file of your own."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    path: str = MISSING
+    """Base model: a diffusers directory or a hub id."""
+    vae: str | None = None
+    """Another VAE: a directory or a hub id."""
+    trainable: list[str] = field(default_factory=list)
+    """Parts of the base that are trained: module paths as `unet`, `unet.up_blocks`,
+    `text_encoders`, `text_encoders.0`; `*` stands for anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    module: str = "modules.dataset.LatentDataset"
+    """Dotted path of the dataset's class."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments; `path` is the dataset's directory."""
+    shuffle: bool = True
+    """Draw the images in a new order each epoch."""
+    num_workers: Natural = 0
+    """Processes that read data; 0 reads in the training process, which suits cached latents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    module: str = MISSING
+    """Dotted path of the network's class."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments."""
+    learning_rate: Rate | None = None
+    """Its learning rate, or one for each component; null takes `train.learning_rate`."""
+    train: bool = True
+    """false: applied, but not trained."""
+    resume: str | None = None
+    """A file of this network to begin with; of a ControlNet its directory."""
+    merge: bool = False
+    """With `train: false`: merge it into the base first, instead of keeping it beside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    module: str = "modules.dataset.LatentDataset"
+    """Dotted path of the dataset's class."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments; `path` is the directory of the class images."""
+    loss_weight: NonNegative = 1.0
+    """Weight of their loss beside that of the dataset's images."""
+    num_workers: Natural = 0
+    """Processes that read them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    decay: Annotated[float, Within(0, 1)] = 0.999
+    """How much of the average each step keeps; the first steps keep less."""
+    save: Literal["beside", "instead"] = "beside"
+    """Save the average beside the weights, as `<name>-ema`, or instead of them."""
+    sample: bool = True
+    """Draw validation images with the average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    module: str | None = None
+    """Dotted path of the objective's class; null takes what the model was trained with."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments: `timestep_range`, `noise_offset`, `min_snr_gamma`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    module: str = "torch.optim.AdamW"
+    """Dotted path of the optimizer's class, of any package."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments, except the learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrSchedulerConfig:
+    name: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+    ] = "constant"
+    """How the learning rate moves over the run."""
+    warmup_steps: Natural | None = None
+    """Optimizer steps in which the learning rate rises from 0."""
+    warmup_ratio: Fraction | None = None
+    """The same as a fraction of all steps."""
+    num_cycles: Count = 1
+    """Cycles of `cosine_with_restarts`."""
+    power: NonNegative = 1.0
+    """Power of `polynomial`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    learning_rate: Rate = 1e-4
+    """Learning rate, or one for each component: `{unet: 1e-4, text_encoders: 5e-5}`."""
+    batch_size: Count = 1
+    """Images of a batch, on each device."""
+    max_train_steps: Count | None = None
+    """Optimizer steps of the run; this or `max_train_epochs`."""
+    max_train_epochs: Count | None = None
+    """Passes over the dataset; this or `max_train_steps`."""
+    gradient_accumulation_steps: Count = 1
+    """Batches of one optimizer step."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    minibatch_repeat: Count = 1
+    """Each image stands so many times in its batch, with other noise and timesteps; `batch_size`
+    counts the repeats."""
+    tome_ratio: Annotated[float, Within(0, 0.75)] | None = None
+    """Merge this part of the tokens in the UNet's self-attention: faster, a little less exact."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the computation; trained weights stay in float32."""
+    max_grad_norm: NonNegative = 1.0
+    """Gradients are scaled down to this norm; 0 switches it off."""
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    """Attention kernels: PyTorch's own or xformers'."""
+    seed: Natural = 0
+    """Start of every random number of the run."""
+    stop_text_encoders_after: Count | None = None
+    """Optimizer steps after which text encoders rest; null trains them to the end."""
+    log_every: Count = 10
+    """Optimizer steps between two lines of metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    name: str | None = None
+    """Name of the run and its files; null takes the YAML's file name."""
+    directory: str = "output"
+    """Directory of all runs; a run makes its own folder in it."""
+    every_epochs: Count | None = None
+    """Epochs between two saves; the end of the run is always saved."""
+    every_steps: Count | None = None
+    """Optimizer steps between two saves."""
+    keep_last: Count | None = None
+    """How many earlier saves are kept; null keeps all."""
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Precision of the files."""
+    module: str = "modules.savers.WeightsSaver"
+    """Dotted path of the saver's class."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of a saver of your own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    prompts: list[str] | str | None = None
+    """Prompts of the validation images: a list, or a text file with one in each line; null takes
+    captions of the dataset."""
+    num_images: Count = 4
+    """How many captions of the dataset are taken."""
+    extras: dict[str, list[str]] = field(default_factory=dict)
+    """Files for what networks ask for, one for each prompt or one for all: `{control: [a.png]}`;
+    without them the dataset's own serve."""
+    negative_prompt: str = ""
+    """What the images should not show."""
+    width: Count = 512
+    """Width in pixels."""
+    height: Count = 512
+    """Height in pixels."""
+    num_inference_steps: Count = 25
+    """Denoising steps of an image."""
+    guidance_scale: NonNegative = 7.5
+    """Classifier-free guidance; 1 switches it off."""
+    tome: bool = False
+    """Merge tokens as `train.tome_ratio` says; false draws with all of them."""
+    seed: Natural = 0
+    """Seed of the first prompt; the second has one more, and so on."""
+    every_epochs: Count | None = None
+    """Epochs between two grids; the end of the run always gets one."""
+    every_steps: Count | None = None
+    """Optimizer steps between two grids."""
+    at_start: bool = True
+    """Draw a grid before training, to compare with."""
+    module: str = "modules.samplers.GridSampler"
+    """Dotted path of the sampler's class."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of a sampler of your own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The base model."""
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    """The images and captions."""
+    prepare: list[ComponentConfig] = field(default_factory=list)
+    """Functions that are called before the dataset is read, in this order, as the preprocess
+    scripts' own: `preprocess.bucketing.bucketing`."""
+    prior: PriorConfig | None = None
+    """Images of the subject's class beside those of the dataset, so that it isn't forgotten
+    (Dreambooth's prior preservation)."""
+    networks: dict[str, NetworkConfig] = field(default_factory=dict)
+    """What is added to the base, by names of your own; the order is that of conditioning."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is noised, what is predicted, how it is weighted."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimizer."""
+    lr_scheduler: LrSchedulerConfig = field(default_factory=LrSchedulerConfig)
+    """The learning rate over the run."""
+    ema: EmaConfig | None = None
+    """An exponential moving average of what is trained; without this section there is none."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How long and how it is trained."""
+    save: SaveConfig = field(default_factory=SaveConfig)
+    """Where and when weights are written."""
+    sample: SampleConfig | None = None
+    """Validation images; without this section there are none."""
+    loggers: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    """Where metrics go besides metrics.jsonl: `tensorboard:`, `wandb: {project: cats}`."""

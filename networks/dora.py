@@ -1,0 +1,87 @@
+"""DoRA: an adapter's change apart in direction and magnitude (Liu et al. 2024, arXiv:2402.09353).
+
+W' = m * V / ||V||, V = W + dW. The norm runs over the input of each output channel ("output": the
+paper's code and LyCORIS), or over the output of each input channel ("input": what ComfyUI and
+AUTOMATIC1111 compute). m, the `dora_scale`, starts as ||W||. Gradients do not pass through ||V||
+(section 4.3 there): this costs little quality and saves a copy of all weights.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from networks.layer import AdapterLayer, operation_of
+
+Axis = Literal["input", "output"]
+AXES: tuple[Axis, ...] = ("input", "output")
+
+
+def decompose(layer: AdapterLayer, weight: Tensor, axis: Axis) -> None:
+    """Give a layer the magnitudes of the base's weight."""
+    layer.dora_scale = nn.Parameter(magnitudes(weight.detach(), axis))
+    layer.dora_axis = axis
+
+
+def axis_of(dora_scale: Tensor, weight: Tensor) -> Axis:
+    """The axis that a file's magnitudes are of.
+
+    Raises:
+        ValueError: their shape fits neither.
+    """
+    for axis in AXES:
+        if dora_scale.shape == magnitudes(weight.to("meta"), axis).shape:
+            return axis
+    raise ValueError(
+        f"dora_scale has shape {tuple(dora_scale.shape)}, which is no row and no column of a "
+        f"weight of {tuple(weight.shape)}"
+    )
+
+
+def magnitudes(weight: Tensor, axis: Axis) -> Tensor:
+    """||W|| in float32: (out, 1[, 1, 1]) or (1, in[, 1, 1])."""
+    kept = AXES[::-1].index(axis)  # dimension 0 of a weight is the output
+    others = [dimension for dimension in range(weight.dim()) if dimension != kept]
+    return torch.linalg.vector_norm(weight.float(), dim=others, keepdim=True)
+
+
+def decomposed_addition(layer: AdapterLayer, base: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+    """What the base's output for `x` gets added, (W' - W) x, without building W'.
+
+    With s = m / ||V||: W' x = s * (W x + dW x) for rows, W (s * x) + dW (s * x) for columns. A
+    fresh one adds zero; in a base of another precision than it was made with, rounding errors.
+    """
+    weight, operation = base.weight, operation_of(base)
+    assert isinstance(weight, Tensor)
+    scale = _scale(layer, weight).flatten()
+    scale = scale.view(-1, 1, 1) if weight.dim() == 4 else scale
+    if layer.dora_axis == "input":
+        return operation(x * (scale - 1), weight) + layer(x * scale)
+    if len(base._forward_hooks) > 1:  # others have changed the output
+        plain = operation(x, weight)
+    elif base.bias is None:
+        plain = output
+    else:
+        assert isinstance(base.bias, Tensor)
+        plain = output - (base.bias.view(-1, 1, 1) if weight.dim() == 4 else base.bias)
+    return plain * (scale - 1) + layer(x) * scale
+
+
+def weight_change(layer: AdapterLayer, weight: Tensor) -> Tensor:
+    """W' - W in float32, for a layer with and without magnitudes."""
+    if layer.dora_scale is None:
+        return layer.delta_weight()
+    changed = weight.float() + layer.delta_weight()
+    return changed * _scale(layer, weight) - weight.float()
+
+
+def _scale(layer: AdapterLayer, weight: Tensor) -> Tensor:
+    """m / ||V||, in the shape of the magnitudes."""
+    assert layer.dora_scale is not None
+    axis: Axis = "input" if layer.dora_axis == "input" else "output"
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        norms = magnitudes(weight.float() + layer.delta_weight(), axis)
+        norms = norms.clamp(min=torch.finfo(norms.dtype).eps)
+    return layer.dora_scale / norms
