@@ -22,6 +22,7 @@ from modules.dataset_files import (
     raise_faults,
     read_array,
     read_geometry,
+    read_mask,
     read_origin,
     read_shape,
 )
@@ -171,6 +172,8 @@ class LatentDataset(Dataset[Sample]):
                     fault = f"{file}: {found} is not bucket {size}; run "
                     maker = "preprocess/latent.py" if file.startswith("latents/") else "its script"
                     faults.append(f"{fault}{maker} again after bucketing")
+        for extra in self._extras:
+            faults += extra.find_odd_shapes(self.names)
         raise_faults(self.path, faults)
 
     def _find_misfits(
@@ -210,10 +213,7 @@ class LatentDataset(Dataset[Sample]):
     def _read_mask(self, name: str) -> Tensor | None:
         if self._mask is None or name not in self._mask:
             return None
-        mask = self._mask.read(name)
-        if self._normalize_mask:
-            mask = mask / mask.mean().clamp(min=1e-6)
-        return mask[None] if mask.ndim == 2 else mask  # (1, h, w)
+        return read_mask(self._mask, name, normalize=self._normalize_mask)
 
     def _find_missing_files(self) -> Iterator[str]:
         """Yield a fault for every kind of file that images lack."""

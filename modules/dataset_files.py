@@ -66,6 +66,15 @@ class SideInput:
         """Return the shape of an array from its header."""
         return read_shape(self.directory / self.file(name))
 
+    def find_odd_shapes(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield a fault for each array of another shape than the first one's."""
+        if self.kind != "npz" or not names:
+            return
+        first = self.shape(names[0])
+        for name in names:
+            if (shape := self.shape(name)) != first:
+                yield f"{self.file(name)}: shape {shape} is not {self.file(names[0])}'s {first}"
+
     def size(self, name: str) -> Size:
         """Return width and height of an image from its header."""
         return read_size(self.directory / self.file(name))
@@ -90,6 +99,22 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
     """
     with _naming(path), np.load(path, allow_pickle=False) as arrays:
         return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def read_mask(masks: SideInput, name: str, *, normalize: bool) -> Tensor:
+    """Return an image's mask, (1, h, w), divided by its mean with `normalize`.
+
+    Raises:
+        ValueError: some weights are not within 0 and 1.
+    """
+    mask = masks.read(name)
+    least, most = float(mask.min()), float(mask.max())
+    if not 0 <= least <= most <= 1:
+        file = masks.file(name)
+        raise ValueError(f"{file}: has weights from {least:g} to {most:g}; they go from 0 to 1")
+    if normalize:
+        mask = mask / mask.mean().clamp(min=1e-6)
+    return mask[None] if mask.ndim == 2 else mask
 
 
 def read_shape(path: Path) -> tuple[int, ...]:

@@ -71,8 +71,11 @@ def prepare_modules(
         vae_dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
         model.vae.to(device, vae_dtype)
         model.vae.eval()
-    for network in networks.values():
+    for name, network in networks.items():
         network.to(device)
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            for part in _diffusers_models({name: network}):
+                part.to(compute_dtype)
         network.train(any(parameter.requires_grad for parameter in network.parameters()))
     if gradient_checkpointing:
         enable_checkpointing(model, networks)

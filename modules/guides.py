@@ -44,13 +44,29 @@ def find_guides(
         if key in files:
             values = [_read(Path(file)) for file in _one_each(key, files[key], len(indices))]
         else:
-            values = [dataset[index].extras[key] for index in indices]
+            values = [side_inputs(dataset, index, [key])[key] for index in indices]
         values = [fit(value, size) if _is_image(value) else value for value in values]
         if any(value.shape != values[0].shape for value in values):
             shapes = ", ".join(str(tuple(value.shape)) for value in values)
             raise ValueError(f"extras.{key}: they differ in shape: {shapes}")
         guides[key] = torch.stack(values)
     return guides
+
+
+def side_inputs(dataset: Any, index: int, keys: Sequence[str]) -> dict[str, Tensor]:
+    """What an image of a dataset has under `keys`; `mask` is its mask.
+
+    Raises:
+        ValueError: it has no such thing, though the dataset says that it provides it.
+    """
+    sample = dataset[index]
+    found = dict(sample.extras)
+    if sample.mask is not None:
+        found.setdefault("mask", sample.mask)
+    for key in keys:
+        if key not in found:
+            raise ValueError(f"{sample.name}: has no {key!r}, which the dataset says it provides")
+    return {key: found[key] for key in keys}
 
 
 def fit(image: Tensor, size: Size) -> Tensor:

@@ -37,9 +37,13 @@ def idle_settings(config: Config) -> list[str]:
         lines.append("train.learning_rate has no effect: every network has its own")
     for name, network in config.networks.items():
         if not network.train and network.resume is None:
-            lines.append(f"networks.{name} changes nothing with train: false and no resume")
+            lines.append(f"networks.{name} stays as it starts, with train: false and no resume")
         if network.learning_rate is not None and not network.train:
             lines.append(f"networks.{name}.learning_rate has no effect with train: false")
+    if config.sample is not None and config.sample.tome and not train.tome_ratio:
+        lines.append("sample.tome has no effect without train.tome_ratio")
+    if config.ema is not None and config.sample is None and not config.ema.sample:
+        lines.append("ema.sample has no effect without a sample section")
     lines += _not_taken("save", save, needed=("name", "directory"))
     lines += _not_taken("sample", config.sample, needed=("prompts",))
     return lines

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from modules.batch import Batch, collate
 from modules.buckets import BucketBatchSampler
+from modules.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,22 @@ class Source:
             if hasattr(self.loader.dataset, "set_epoch"):
                 self.loader.dataset.set_epoch(epoch)
             planned = self.batch_sampler.plan(epoch)
-            for number, batch in enumerate(self.loader):
+            for number, batch in enumerate(self._read()):
                 _, is_real = self.batch_sampler.share(planned[number])
                 last = number == len(planned) - 1
                 yield _Drawn(batch, len(planned[number]) * self.repeats, is_real, last)
             epoch += 1
+
+    def _read(self) -> Iterator[Batch]:
+        """Yield the batches of an epoch.
+
+        Raises:
+            RunError: a file of the dataset can't be read, or doesn't fit its batch.
+        """
+        try:
+            yield from self.loader
+        except (ValueError, OSError) as error:  # a worker's message has its whole traceback
+            raise RunError(f"dataset: {str(error).strip().splitlines()[-1]}") from error
 
     def weigh(self, drawn: Sequence[_Drawn]) -> Group:
         """Give each batch the weight with which the losses' sum is their mean over all images.

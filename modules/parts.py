@@ -12,6 +12,7 @@ import torch
 from modules.averaging import MovingAverage
 from modules.component import accepts, argument_faults, build
 from modules.errors import ConfigError
+from modules.guides import side_inputs
 from modules.models.base import DiffusionModel
 from modules.optimizer import (
     ParameterGroup,
@@ -83,6 +84,8 @@ def _check_extras(network: Network, name: str, dataset: Any) -> None:
                 f"{', '.join(sorted(provided)) or 'captions only'}; add `{key}: npz`, or "
                 f"`{key}: image`, to {name}.args.extras"
             )
+    if hasattr(network, "check_extras"):
+        network.check_extras(side_inputs(dataset, 0, network.requires))
     if hasattr(network, "check_dataset"):
         network.check_dataset(dataset)
 

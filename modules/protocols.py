@@ -40,7 +40,7 @@ class Network(Protocol):
     """Something that is added to the base model, trained or only applied; a torch module.
 
     It may also have `suffixes`, the endings of its files ("" for a directory; else it is saved as
-    .safetensors), `check_dataset(dataset)`, which raises ValueError if it can't use what the
+    .safetensors), `check_extras(extras)`, which raises ValueError if it can't use what the
     dataset gives, `describe(model)`, the metadata of its files, `after_step()`, called after each
     optimizer step, and by pattern of its parameters' paths `rate_factors`, what their learning rate
     is multiplied by, and `undecayed`, those that are kept from weight decay.

@@ -87,9 +87,8 @@ class GridSampler:
                     f"{name}: {side} is no multiple of {model.size_multiple}, which "
                     "this model's images must be"
                 )
-        asked = list(
-            dict.fromkeys(key for network in networks.values() for key in network.requires)
-        )
+        asks = {name: list(getattr(net, "requires", ())) for name, net in networks.items()}
+        asked = list(dict.fromkeys(key for keys in asks.values() for key in keys))
         for key in self._files:
             if key not in asked:
                 raise ValueError(f"extras.{key}: no network asks for {key!r}")
@@ -99,6 +98,9 @@ class GridSampler:
         indices = [indices[n % len(indices)] for n in range(len(self.prompts))]
         size = (self.width, self.height)
         self._guides = find_guides(asked, self._files, dataset, indices, size=size)
+        for name, network in networks.items():
+            if asks[name] and hasattr(network, "check_extras"):
+                network.check_extras({key: self._guides[key][0] for key in asks[name]})
 
     def sample_if_due(self, run: Run, *, last: bool) -> None:
         """Draw and write the grid of this step, if one is due."""
@@ -183,6 +185,7 @@ def draw_images(
     batch = guided_batch(prompts, negative_prompt if guided else None, extras or {}).to(device)
     merging = contextlib.nullcontext() if tome else whole_tokens(model.denoiser)
     with evaluation(model, networks), merging, autocast():
+        torch.manual_seed(seeds[0])  # for what draws at random here, as merged tokens' places
         conditions = model.encode_prompts(batch)
         for timestep in scheduler.timesteps:
             sample = torch.cat([latents, latents]) if guided else latents

@@ -71,6 +71,8 @@ def _start(
         try:
             tracker = tracker_class(project, **arguments)
             tracker.start()
+        except TypeError:  # an argument that it doesn't take: nor would it offline
+            raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             logger.warning("wandb: %s; logging offline to %s", reason, directory / "wandb")

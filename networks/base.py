@@ -221,8 +221,7 @@ class Adapter(nn.Module):
         return [(n, layer) for n, layer in self.layers.items() if isinstance(layer, AdapterLayer)]
 
     def _hook_up(self) -> None:
-        for name, base in self._base.items():
-            self._hooks.append(base.register_forward_hook(self._hook(name)))
+        self._hooks += [b.register_forward_hook(self._hook(n)) for n, b in self._base.items()]
 
     def _hook(self, name: str) -> Callable[..., Tensor]:
         layer: Any = self.layers[name]

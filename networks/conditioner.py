@@ -44,8 +44,10 @@ class Conditioner(nn.Module):
         Raises:
             ValueError: the file can't be read, or holds other parameters than these.
         """
+        device = next(self.parameters()).device  # `meta` where weights aren't wanted
+        tensors = {key: value.float().to(device) for key, value in read_tensors(path).items()}
         try:
-            self.load_state_dict(read_tensors(path))
+            self.load_state_dict(tensors, assign=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: is no {type(self).__name__}: {reason}") from error

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import ControlNetModel
-from safetensors.torch import save_file
+from torch import Tensor
 
 from modules.batch import Batch, DenoiserInputs
 from networks.conditioner import Conditioner
+from networks.files import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -91,28 +92,25 @@ class ControlNet(Conditioner):
             mid = earlier[_MID] + mid
         return replace(inputs, residuals={_DOWN: tuple(down), _MID: mid})
 
-    def check_dataset(self, dataset: Any) -> None:
-        """Check the first guide image of a dataset.
+    def check_extras(self, extras: Mapping[str, Tensor]) -> None:
+        """Check the guide of one image.
 
         Raises:
             ValueError: it is no RGB image.
         """
-        shape = tuple(dataset[0].extras[self.guide].shape)
+        shape = tuple(extras[self.guide].shape)
         if len(shape) != 3 or shape[0] != 3:
             raise ValueError(
-                f"the dataset's {self.guide!r} has shape {shape}, a guide image has (3, H, W); "
-                f"write `{self.guide}: image` in dataset.args.extras"
+                f"{self.guide!r} has shape {shape}, a guide image has (3, H, W); write "
+                f"`{self.guide}: image` in dataset.args.extras, and name image files in "
+                "sample.extras"
             )
 
     def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write a directory that diffusers' pipelines load."""
         path.mkdir(parents=True, exist_ok=True)
         self.net.save_config(path)
-        tensors = {
-            key: value.detach().to("cpu", dtype).contiguous()
-            for key, value in self.net.state_dict().items()
-        }
-        save_file(tensors, path / _WEIGHTS, metadata={"format": "pt", **metadata})
+        write_tensors(path / _WEIGHTS, self.net.state_dict(), dtype=dtype, metadata=metadata)
 
     def load(self, path: Path) -> None:
         """Take over a ControlNet of a diffusers directory.
@@ -120,17 +118,7 @@ class ControlNet(Conditioner):
         Raises:
             ValueError: the directory is no ControlNet, or one for another kind of model.
         """
-        if not (path / "config.json").is_file():
-            raise ValueError(
-                f"{path}: is no diffusers ControlNet directory (it has no config.json); a single "
-                "file can be converted with tools/convert_controlnet.py"
-            )
-        fresh = self.net
-        try:
-            net = ControlNetModel.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-        except Exception as error:  # safetensors and pickle raise kinds of their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{path}: the ControlNet can't be read ({reason})") from error
+        fresh, net = self.net, read_controlnet(path)
         expected = {key: value.shape for key, value in fresh.state_dict().items()}
         found = {key: value.shape for key, value in net.state_dict().items()}
         if found != expected:
@@ -146,6 +134,28 @@ class ControlNet(Conditioner):
         wanted = self.global_average_pooling
         if wanted is not None:
             self.net.register_to_config(global_pool_conditions=wanted)
+
+
+def read_controlnet(path: Path) -> ControlNetModel:
+    """Load a ControlNet of a diffusers directory in float32.
+
+    Raises:
+        ValueError: the directory is no ControlNet, or lacks some of its tensors.
+    """
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path}: is no diffusers ControlNet directory (it has no config.json); a single "
+            "file can be converted with tools/convert_controlnet.py"
+        )
+    try:
+        net = ControlNetModel.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    except Exception as error:  # safetensors and pickle raise kinds of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: the ControlNet can't be read ({reason})") from error
+    missing = [key for key, value in net.state_dict().items() if value.is_meta]
+    if missing:
+        raise ValueError(f"{path}: is no whole ControlNet, it has no {missing[0]}")
+    return net
 
 
 def _shape(shape: torch.Size | None) -> str:

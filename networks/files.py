@@ -61,6 +61,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file can't be read.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory; name the file in it")
     return _read_pickle(path) if path.suffix == ".pt" else _read_safetensors(path)
 
 

@@ -32,11 +32,11 @@ class AdapterLayer(nn.Module):
     def __init__(self, base: nn.Module, *, rank: int, alpha: float):
         super().__init__()
         self.rank = rank
-        self.scale = alpha / rank
         self.is_spatial = is_spatial(base)
         self.dora_axis: str | None = None
         self.dropouts = Dropout()
         self.register_buffer("alpha", torch.tensor(float(alpha), device="cpu"))  # never on `meta`
+        self.scale = float(self.alpha) / rank  # as a reader of the file will compute it
         self.register_parameter("dora_scale", None)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -91,8 +91,7 @@ class LoKrLayer(AdapterLayer):
         first = self._first().float() * self.scale
         second = self._second_in().float()
         if self.lokr_w2_a is not None:
-            with torch.autocast(second.device.type, enabled=False):
-                product = self.lokr_w2_a.float() @ second.flatten(1)
+            product = self.lokr_w2_a.float() @ second.flatten(1)
             second = product.view(-1, *second.shape[1:])
         return kron(first, second)
 
@@ -139,10 +138,7 @@ class LoKrLayer(AdapterLayer):
 
     def _first(self) -> Tensor:
         """w1, (i, j)."""
-        if self.lokr_w1 is not None:
-            return self.lokr_w1
-        with torch.autocast(self.lokr_w1_a.device.type, enabled=False):
-            return self.lokr_w1_a @ self.lokr_w1_b
+        return self.lokr_w1_a @ self.lokr_w1_b if self.lokr_w1 is None else self.lokr_w1
 
     def _second_in(self) -> Tensor:
         """w2, or its factor that is applied first, (k or rank, n[, h, w])."""

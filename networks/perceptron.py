@@ -51,9 +51,7 @@ class Structure:
         if len(shown) < 2 or shown[0] != "1" or shown[-1] != "1":
             raise ValueError(f"layer_structure: [{', '.join(shown)}] doesn't begin and end with 1")
         if min(self.layer_structure) <= 0:
-            raise ValueError(
-                f"layer_structure: [{', '.join(shown)}] has a width that is not above 0"
-            )
+            raise ValueError(f"layer_structure: [{', '.join(shown)}] has a width of 0 or less")
         if self.activation_func not in get_args(Activation):
             raise ValueError(
                 f"activation_func: {self.activation_func!r} is not one of "

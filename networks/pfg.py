@@ -73,19 +73,22 @@ class PFG(Conditioner):
         states = torch.cat([states, tokens.to(states.dtype)], dim=1)
         return replace(inputs, encoder_hidden_states=states)
 
-    def check_dataset(self, dataset: Any) -> None:
-        """Check the first image's features in a dataset, and note the tagger they are of.
+    def check_extras(self, extras: Mapping[str, Tensor]) -> None:
+        """Check the features of one image.
 
         Raises:
             ValueError: they are of another size.
         """
-        found = dataset[0].extras[self.features].numel()
+        found = extras[self.features].numel()
         if found != self.input_size:
             raise ValueError(
-                f"the dataset's features have {found} numbers, input_size is {self.input_size}; "
-                f"set input_size: {found}, or make features with the tagger that this PFG was "
-                "trained with"
+                f"{self.features!r} has {found} numbers, input_size is {self.input_size}; set "
+                f"input_size: {found}, or take features of the tagger that this PFG was trained "
+                "with"
             )
+
+    def check_dataset(self, dataset: Any) -> None:
+        """Note the tagger that a dataset's features are of."""
         origin = dataset.origin(self.features) if hasattr(dataset, "origin") else {}
         self._tagger = {key: origin[key] for key in ("tagger", "sha256") if key in origin}
 
@@ -111,8 +114,9 @@ class PFG(Conditioner):
         self._check_tagger(path)
         self.num_tokens = rows // self._width
         device = self.pfg_linear.weight.device
-        self.pfg_linear = nn.Linear(columns, rows, device=device)
+        self.pfg_linear = nn.Linear(columns, rows)
         self.load_state_dict({key: tensors[key].float() for key in (_WEIGHT, _BIAS)})
+        self.pfg_linear.to(device)  # last: without weights it is `meta`
 
     def describe(self, model: Any) -> dict[str, str]:
         """Metadata of a file: the layer's sizes and the tagger of its features."""
@@ -131,6 +135,8 @@ class PFG(Conditioner):
                 f"{path}: was trained with features of {known.get('pfg_tagger')}, the dataset's "
                 f"are of {self._tagger.get('tagger')}; make them with the same tagger"
             )
+        if trained_with and not given:
+            self._tagger = {"tagger": known.get("pfg_tagger", ""), "sha256": trained_with}
 
     def _strength(self, batch: Batch, tokens: Tensor) -> Tensor:
         """The factor of each image's tokens, (B,): zeros for negative prompts and dropped ones."""

@@ -68,6 +68,7 @@ class TextualInversion(Conditioner):
         self._counts: dict[str, int] = {}
         self._encoders: list[Any] = []
         self._hooks: list[Any] = []
+        self._is_checked = False
 
     def attach(self, model: Any) -> None:
         """Add the tokens to every text encoder of `model`, at first as their `init`.
@@ -99,9 +100,13 @@ class TextualInversion(Conditioner):
         return {f"text_encoders.{number}": [rows] for number, rows in enumerate(self.embeddings)}
 
     def check_dataset(self, dataset: Any) -> None:
-        """Warn of tokens that no caption has: they would learn nothing."""
-        if not hasattr(dataset, "whole_caption"):
+        """Warn of tokens that no caption has: they would learn nothing.
+
+        Asked is the first dataset only; images of a class beside it are rightly without them.
+        """
+        if self._is_checked or not hasattr(dataset, "whole_caption"):
             return
+        self._is_checked = True
         missing = {token: token.lower() for token in self.tokens}
         for index in range(len(dataset)):
             caption = dataset.whole_caption(index).lower()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,13 @@ def create_mask(
     folder = Path(directory)
     if background is None:
         background = 0.05 if origin == "faces" else 0.0
-    _check_arguments(origin, background, margin, no_face, scale_factor)
+    _check_choice("origin", origin, get_args(Origin))
+    _check_choice("no_face", no_face, get_args(NoFace))
+    _check_range("background", background, 0, 1)
+    _check_range("margin", margin, 0)
+    _check_range("min_neighbors", min_neighbors, 1)
+    _check_range("min_size", min_size, 1)
+    _check_range("scale_factor", 8 if scale_factor is None else scale_factor, 1)
     _check_files(origin, {"cascade": cascade, "originals": originals, "masks": masks})
     source: MaskSource
     if origin == "faces":
@@ -115,24 +122,15 @@ def create_mask(
     )
 
 
-def _check_arguments(
-    origin: str, background: float, margin: float, no_face: str, scale_factor: int | None
-) -> None:
-    faults = []
-    for name, value, known in (
-        ("origin", origin, get_args(Origin)),
-        ("no_face", no_face, get_args(NoFace)),
-    ):
-        if value not in known:
-            faults.append(f"{name}: {value!r} is not one of {', '.join(known)}")
-    if not 0 <= background <= 1:
-        faults.append(f"background: {background} is not within 0 and 1")
-    if not margin >= 0:
-        faults.append(f"margin: {margin} is negative")
-    if scale_factor is not None and scale_factor < 1:
-        faults.append(f"scale_factor: {scale_factor} is less than 1; it is 8 for most VAEs")
-    if faults:
-        raise ValueError("; ".join(faults))
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
+
+
+def _check_range(name: str, value: float, least: float, most: float = math.inf) -> None:
+    if not least <= value <= most:
+        limits = f"within {least:g} and {most:g}" if most < math.inf else f"{least:g} or more"
+        raise ValueError(f"{name}: {value:g} is not {limits}")
 
 
 def _check_files(origin: Origin, files: Mapping[str, str | Path | None]) -> None:

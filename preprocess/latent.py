@@ -54,6 +54,8 @@ def latent(
 
     source = Path(directory)
     target = Path(output) if output is not None else source / "latents"
+    if target.resolve() == (source / "text").resolve():
+        raise ValueError(f"{target}: is for cached captions; name another folder for latents")
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
     tasks, failed = find_images(source)

@@ -32,12 +32,11 @@ def to_single_file(directory: Path, output: Path, *, dtype: str = "fp16") -> int
     Raises:
         ValueError: the directory is no ControlNet.
     """
-    from diffusers import ControlNetModel
     from safetensors.torch import save_file
 
-    if not (directory / "config.json").is_file():
-        raise ValueError(f"{directory}: is no diffusers ControlNet (it has no config.json)")
-    net = ControlNetModel.from_pretrained(directory, local_files_only=True)
+    from networks.controlnet import read_controlnet
+
+    net = read_controlnet(directory)
     names = single_file_names(net)
     target = _dtype(dtype)
     tensors = {

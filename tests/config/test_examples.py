@@ -14,6 +14,12 @@ EXAMPLES = sorted(
     path for path in (ROOT / "config").rglob("*.yaml") if path.name != "quickstart.yaml"
 )
 
+WRITTEN = {
+    "networks.controlnet.ControlNet": "/diffusion_pytorch_model.safetensors",
+    "networks.hypernetwork.Hypernetwork": ".pt",
+    "networks.textual_inversion.TextualInversion": "/cat-toy.safetensors",
+}
+
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
@@ -28,11 +34,13 @@ def test_their_number():
     assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
         "controlnet.yaml",
         "finetune.yaml",
+        "hypernetwork.yaml",
         "locon.yaml",
         "loha.yaml",
         "lora.yaml",
         "lora_text_encoder.yaml",
         "pfg.yaml",
+        "textual_inversion.yaml",
     ]
 
 
@@ -65,11 +73,10 @@ def test_an_example_trains(path, material, tmp_path):
     networks = parse(path.read_text(encoding="utf-8"))[0].get("networks", {})
     if not networks:
         assert (run / path.stem / "model_index.json").is_file()
-    elif "controlnet" in networks:
-        assert (run / path.stem / "diffusion_pytorch_model.safetensors").is_file()
-    else:
-        stems = [path.stem] if len(networks) == 1 else [f"{path.stem}-{n}" for n in networks]
-        assert all((run / f"{stem}.safetensors").is_file() for stem in stems)
+    for name, network in networks.items():
+        ending = WRITTEN.get(network["module"], ".safetensors")
+        stem = path.stem if len(networks) == 1 else f"{path.stem}-{name}"
+        assert (run / f"{stem}{ending}").is_file()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

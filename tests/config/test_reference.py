@@ -36,6 +36,10 @@ COMPONENTS = {
     "`networks.lora.LoRA`, `networks.loha.LoHa`": "networks.lora.LoRA",
     "`networks.controlnet.ControlNet`": "networks.controlnet.ControlNet",
     "`networks.pfg.PFG`": "networks.pfg.PFG",
+    "`networks.textual_inversion.TextualInversion`": (
+        "networks.textual_inversion.TextualInversion"
+    ),
+    "`networks.hypernetwork.Hypernetwork`": "networks.hypernetwork.Hypernetwork",
     "`modules.objectives.Epsilon`, `modules.objectives.VPrediction`": "modules.objectives.Epsilon",
 }
 SUPPLIED = {"seed", "scheduler"}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from modules.batch import Batch
 from modules.config import load
-from modules.errors import ConfigError
+from modules.errors import ConfigError, RunError
 from modules.trainer import Trainer
 
 LORA = {"module": "networks.lora.LoRA", "args": {"rank": 2}}
@@ -169,7 +169,7 @@ def test_captions_are_not_needed_with_one_prompt(write_config, guided_directory,
 
 def test_features_of_another_size_stop_before_training(write_guided):
     networks = {"pfg": {**PFG, "args": {"input_size": 768}}}
-    with pytest.raises(ConfigError, match=r"networks\.pfg: .* have 12 numbers, input_size is 768"):
+    with pytest.raises(ConfigError, match=r"networks\.pfg: .* has 12 numbers, input_size is 768"):
         assemble(write_guided(networks=networks))
 
 
@@ -331,3 +331,50 @@ def test_pixels_of_repeats_are_encoded_once(write_config):
     loss = trainer.loss(Batch(captions=["a cat"] * 3, pixel_values=pixels))
     assert seen == [3]
     assert torch.isfinite(loss)
+
+
+def test_files_of_the_wrong_kind_are_refused_before_training(write_guided, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    for extras, message in (
+        ({"pfg": [str(tmp_path / "a.png")]}, r"sample: 'pfg' has 3072 numbers"),
+        ({"control": [str(tmp_path / "a.npy")]}, r"sample: 'control' has shape \(12,\)"),
+    ):
+        np.save(tmp_path / "a.npy", np.zeros(12, dtype=np.float32))
+        sample = {**SAMPLE, "extras": extras, "at_start": False}
+        with pytest.raises(ConfigError, match=message):
+            assemble(write_guided(networks=ALL, sample=sample))
+
+
+def test_odd_and_broken_features_are_named_before_training(write_guided, tmp_path):
+    directory = tiny.save_dataset(tmp_path / "data", side_inputs=True)
+    np.savez(directory / "pfg" / "image002.npz", controll=np.zeros(7, dtype=np.float32))
+    override = f"dataset.args.path={directory}"
+    with pytest.raises(ConfigError, match=r"pfg/image002\.npz: shape \(7,\) is not pfg/image000"):
+        assemble(write_guided(networks=ALL), override)
+    (directory / "pfg" / "image002.npz").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"image002\.npz"):
+        assemble(write_guided(networks=ALL), override)
+
+
+def test_a_file_that_breaks_during_a_run_is_one_line(write_guided, tmp_path):
+    directory = tiny.save_dataset(tmp_path / "data", side_inputs=True)
+    trainer = assemble(write_guided(networks=ALL), f"dataset.args.path={directory}")
+    for file in (directory / "control").iterdir():
+        file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(RunError, match=r"^dataset: .*control/image00.\.png"):
+        trainer.train()
+
+
+def test_weights_of_a_mask_go_from_0_to_1(write_config, tmp_path):
+    directory = masked_dataset(tmp_path / "data")
+    np.savez(directory / "mask" / "image000.npz", np.full((8, 8), 255, dtype=np.uint8))
+    with pytest.raises(RunError, match=r"mask/image000\.npz: has weights from 255 to 255"):
+        loss_of_masked(write_config, directory)
+
+
+def test_a_frozen_controlnet_takes_the_compute_dtype(write_guided, tmp_path):
+    networks = {"lora": LORA, "net": {**CONTROLNET, "train": False}}
+    path = write_guided(networks=networks, train={"mixed_precision": "bf16"})
+    trainer = assemble(path)
+    assert next(trainer.networks["net"].parameters()).dtype == torch.bfloat16
+    trainer.train()

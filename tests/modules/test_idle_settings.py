@@ -35,7 +35,7 @@ LORA = {"module": "networks.lora.LoRA"}
         ),
         (
             {"networks": {"a": {**LORA, "train": False}, "b": LORA}},
-            "networks.a changes nothing with train: false and no resume",
+            "networks.a stays as it starts, with train: false and no resume",
         ),
     ],
 )

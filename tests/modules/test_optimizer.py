@@ -26,9 +26,7 @@ def parameters() -> dict[str, Parameter]:
 
 def groups_of(rate, *, paths=None, **options):
     by_path = {path: [p] for path, p in (paths or parameters()).items()}
-    return make_groups(
-        by_path, rate, components=COMPONENTS, where="train.learning_rate", **options
-    )
+    return make_groups(by_path, rate, components=COMPONENTS, where="train.learning_rate", **options)
 
 
 def test_one_rate_for_all():

@@ -106,3 +106,13 @@ def test_a_run_merges_in_training_and_in_sampling_if_asked(write_config, tome):
     assert not {64, 96} & set(trained)
     assert bool(largest) == (not tome)
     assert (64 in sampled) == (not tome)
+
+
+def test_two_draws_with_merged_tokens_are_equal():
+    from modules.samplers import draw_images
+
+    model = tiny.make_sd()
+    merge_tokens(model.denoiser, 0.5)
+    options = {"prompts": ["a cat", "a dog"], "seeds": [1, 2], "size": (32, 32), "tome": True}
+    first, second = (draw_images(model, [], num_inference_steps=2, **options) for _ in range(2))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))

@@ -158,9 +158,8 @@ def test_files_of_another_model_are_refused(tmp_path):
 
 
 def test_a_dataset_without_pictures_is_refused():
-    sample = type("Sample", (), {"extras": {"control": torch.zeros(768)}})
     with pytest.raises(ValueError, match=r"control: image"):
-        ControlNet().check_dataset([sample])
+        ControlNet().check_extras({"control": torch.zeros(768)})
 
 
 def test_the_guide_has_the_name_that_is_given():
@@ -170,3 +169,17 @@ def test_the_guide_has_the_name_that_is_given():
     inputs, batch = make_inputs()
     renamed = replace(batch, extras={"depth": batch.extras["control"]})
     assert network.condition(inputs, renamed).residuals
+
+
+def test_a_directory_that_lacks_a_tensor_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = tiny.make_sd()
+    network = make(model)
+    network.save(tmp_path / "net", dtype=torch.float32, metadata={})
+    file = tmp_path / "net" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["conv_in.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"no whole ControlNet, it has no conv_in\.weight"):
+        network.load(tmp_path / "net")

@@ -68,12 +68,15 @@ def test_targets_choose_layers():
         LoRA(rank=2, targets=("unet", "unet.middle")).attach(model)
 
 
-def test_parameters_are_grouped_by_component():
+def test_parameters_are_named_by_the_bases_layer():
     model = tiny.make_sd()
     network = LoRA(rank=2, targets=EVERYTHING)
     network.attach(model)
     groups = network.parameter_groups()
-    assert list(groups) == ["unet", "text_encoders.0"]
+    own = "unet.mid_block.attentions.0.proj_in"
+    found = {path for path in groups if path.startswith(f"{own}.")}
+    assert found == {f"{own}.lora_down.weight", f"{own}.lora_up.weight"}
+    assert {path.split(".")[0] for path in groups} == {"unet", "text_encoders"}
     assert sum(len(group) for group in groups.values()) == len(list(network.parameters()))
 
 

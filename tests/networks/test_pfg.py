@@ -106,9 +106,8 @@ def test_metadata_says_the_sizes(tmp_path):
 
 
 def test_other_features_and_files_are_refused(tmp_path):
-    sample = type("Sample", (), {"extras": {"pfg": torch.zeros(768)}})
     with pytest.raises(ValueError, match="768 numbers, input_size is 12"):
-        make().check_dataset([sample])
+        make().check_extras({"pfg": torch.zeros(768)})
     make(input_size=8).save(tmp_path / "a.pt", dtype=torch.float32, metadata={})
     with pytest.raises(ValueError, match="of 8 features"):
         make().load(tmp_path / "a.pt")

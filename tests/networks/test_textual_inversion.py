@@ -42,18 +42,16 @@ def snapshot(module) -> dict[str, torch.Tensor]:
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
-def with_rows(model, rows: torch.Tensor, ids: list[int]) -> torch.Tensor:
-    """What the text encoder gives if its own matrix has `rows` below, for ids of all tokens."""
+def enlarged(model, rows: torch.Tensor) -> CLIPTextModel:
+    """A text encoder whose own matrix ends in `rows`."""
     encoder = model.text_encoders[0].module
     size = encoder.config.vocab_size + len(rows)
-    config = CLIPTextConfig(**{**encoder.config.to_dict(), "vocab_size": size})
-    larger = CLIPTextModel(config).eval()
+    larger = CLIPTextModel(CLIPTextConfig(**{**encoder.config.to_dict(), "vocab_size": size}))
     state = snapshot(encoder)
     key = next(key for key in state if key.endswith("token_embedding.weight"))
-    state[key] = torch.cat([state[key], rows])
+    state[key] = torch.cat([state[key], rows.detach()])
     larger.load_state_dict(state)
-    with torch.no_grad():
-        return larger(torch.tensor([ids])).last_hidden_state
+    return larger.eval()
 
 
 # -- tokens in prompts --------------------------------------------------------------------------
@@ -95,16 +93,22 @@ def test_other_prompts_are_encoded_as_before():
     assert torch.equal(encode(model, "a red cat", ""), before)
 
 
-def test_the_learned_rows_stand_where_the_token_does():
+def test_it_computes_and_learns_as_rows_of_the_matrix_would():
     model, network = attached()
     perturb(network)
-    encoder = model.text_encoders[0]
     captions = ["a photo of <cat-toy>", "the <hat> on <cat-toy><hat>", "a cat"]
-    ids = encoder.tokenize(captions).tolist()
-    found = encode(model, *captions)
-    rows = network.embeddings[0].detach()
-    for caption, own in zip(found, ids, strict=True):
-        assert torch.allclose(caption, with_rows(model, rows, own)[0], atol=1e-6)
+    ids = model.text_encoders[0].tokenize(captions)
+    (rows,) = network.embeddings
+    found = model.encode_text(captions)["encoder_hidden_states"]
+    larger = enlarged(model, rows)
+    expected = larger(ids).last_hidden_state
+    assert torch.allclose(found, expected, atol=1e-6)
+    pull = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
+    (found * pull).sum().backward()
+    (expected * pull).sum().backward()
+    gradient = larger.get_input_embeddings().weight.grad[-len(rows) :]
+    assert gradient.any(dim=1).all()
+    assert torch.allclose(rows.grad, gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("caption", ["<Cat-Toy>", "a<cat-toy>s", "(<cat-toy>, red)"])
@@ -383,6 +387,15 @@ def test_captions_without_the_token_give_no_gradient(write, caplog):
     before = snapshot(trainer.networks["toy"])
     trainer.train()
     assert all(torch.equal(v, before[k]) for k, v in snapshot(trainer.networks["toy"]).items())
+
+
+def test_class_images_need_no_token(write, tmp_path, caplog):
+    prior = tiny.save_dataset(tmp_path / "class", captions=["a cat"])
+    trainer = assemble(write(prior={"args": {"path": str(prior)}}))
+    assert "which will learn nothing" not in caplog.text
+    before = snapshot(trainer.networks["toy"])
+    trainer.train()
+    assert any(not torch.equal(v, before[k]) for k, v in snapshot(trainer.networks["toy"]).items())
 
 
 def test_pivotal_tuning_with_a_lora_of_unet_and_text_encoder(write, tmp_path):
