@@ -43,6 +43,7 @@ from modules.protocols import Network
 from modules.run_folder import create_run_folder, next_run_folder
 from modules.savers import output_names
 from modules.schedule import total_steps
+from modules.text_stop import check_text_stop, text_parameters
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
 from modules.trainer import Trainer
@@ -182,13 +183,18 @@ def _load_parts(config: Config, *, weights: bool) -> _Parts:
         dataset = datasets["dataset"]
         action = partial(sampler.prepare, model=model, networks=networks, dataset=dataset)
         explained("sample", action)
+    groups = explained("", lambda: parameter_groups(config, model, trained_base, networks))
+    trained = [parameter for group in groups for parameter in group.parameters]
+    text = text_parameters(trained_base, networks.values())
+    after = config.train.stop_text_encoders_after
+    explained("train", lambda: check_text_stop(after, trained, text))
     return _Parts(
         dataset=datasets["dataset"],
         prior=datasets.get("prior"),
         model=model,
         trained_base=trained_base,
         networks=networks,
-        groups=explained("", lambda: parameter_groups(config, model, trained_base, networks)),
+        groups=groups,
         objective=explained("objective", lambda: build_objective(config, model)),
         sampler=sampler,
     )

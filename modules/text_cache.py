@@ -99,8 +99,8 @@ class TextCache:
         for name, network in networks.items():
             for path in network.parameter_groups():
                 if path.startswith("text_encoders"):
-                    encoder = ".".join(path.split(".")[:2])
-                    raise ValueError(f"text_cache: networks.{name} changes {encoder}, {advice}")
+                    changed = ".".join(path.split(".")[:2])
+                    raise ValueError(f"text_cache: networks.{name} changes {changed}, {advice}")
         weights = (p for encoder in model.text_encoders for p in encoder.module.parameters())
         if any(parameter.is_meta for parameter in weights):
             return  # a trial without weights

@@ -23,6 +23,26 @@ def text_parameters(
     return base
 
 
+def check_text_stop(
+    after: int | None, trained: Iterable[Parameter], text: Iterable[Parameter]
+) -> None:
+    """Check that something is left to train when the text encoders rest.
+
+    Raises:
+        ValueError: nothing of what is `trained`, or all of it, is of the text encoders.
+    """
+    if after is None:
+        return
+    resting = {id(parameter) for parameter in text}
+    if not resting:
+        raise ValueError("stop_text_encoders_after: no text encoder is trained; take it out")
+    if all(id(parameter) in resting for parameter in trained):
+        raise ValueError(
+            f"stop_text_encoders_after: nothing is left to train after step {after}; end the run "
+            "there with max_train_steps"
+        )
+
+
 class TextStop:
     """Lets parameters rest from step `after` on; None: never.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
 from networks.description import describe, warn_of_differences
-from networks.dora import AXES, Axis, axis_of, decompose, decomposed_addition, weight_change
+from networks.dora import AXES, Axis, decompose, decomposed_addition, take_over, weight_change
 from networks.dropout import Dropout
 from networks.files import read_layers, write_layers
 from networks.keys import kohya_name
@@ -213,7 +213,7 @@ class Adapter(nn.Module):
         layer = self.layer_class.from_shapes(base, floats)
         layer.dropouts = self._dropouts()
         if "dora_scale" in floats:
-            decompose(layer, base.weight, axis_of(floats["dora_scale"], base.weight))
+            take_over(layer, floats["dora_scale"], base.weight)
         layer.load_state_dict(floats)
         return layer
 

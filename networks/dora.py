@@ -25,26 +25,36 @@ def decompose(layer: AdapterLayer, weight: Tensor, axis: Axis) -> None:
     layer.dora_axis = axis
 
 
-def axis_of(dora_scale: Tensor, weight: Tensor) -> Axis:
-    """The axis that a file's magnitudes are of.
+def take_over(layer: AdapterLayer, dora_scale: Tensor, weight: Tensor) -> None:
+    """Give a layer the magnitudes of a file; their shape tells the axis.
 
     Raises:
-        ValueError: their shape fits neither.
+        ValueError: it fits neither.
     """
-    for axis in AXES:
-        if dora_scale.shape == magnitudes(weight.to("meta"), axis).shape:
-            return axis
-    raise ValueError(
-        f"dora_scale has shape {tuple(dora_scale.shape)}, which is no row and no column of a "
-        f"weight of {tuple(weight.shape)}"
-    )
+    fitting = [axis for axis in AXES if dora_scale.shape == _shape(weight, axis)]
+    if not fitting:
+        raise ValueError(
+            f"dora_scale has shape {tuple(dora_scale.shape)}, which is no row and no column of a "
+            f"weight of {tuple(weight.shape)}"
+        )
+    layer.dora_scale = nn.Parameter(dora_scale.clone())
+    layer.dora_axis = fitting[0]
 
 
 def magnitudes(weight: Tensor, axis: Axis) -> Tensor:
     """||W|| in float32: (out, 1[, 1, 1]) or (1, in[, 1, 1])."""
-    kept = AXES[::-1].index(axis)  # dimension 0 of a weight is the output
-    others = [dimension for dimension in range(weight.dim()) if dimension != kept]
+    others = [d for d in range(weight.dim()) if d != _kept(axis)]
     return torch.linalg.vector_norm(weight.float(), dim=others, keepdim=True)
+
+
+def _shape(weight: Tensor, axis: Axis) -> tuple[int, ...]:
+    """That of the magnitudes."""
+    return tuple(size if d == _kept(axis) else 1 for d, size in enumerate(weight.shape))
+
+
+def _kept(axis: Axis) -> int:
+    """The dimension of a weight that has the channels."""
+    return 1 if axis == "input" else 0
 
 
 def decomposed_addition(layer: AdapterLayer, base: nn.Module, x: Tensor, output: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NETWORKS_MAY = {"modules.batch", "modules.protocols"}
+NETWORKS_MAY = {"modules.batch", "modules.protocols", "modules.models.patterns"}
 
 
 def imports(path: Path) -> set[str]:

@@ -33,7 +33,9 @@ SECTIONS = {
 }
 COMPONENTS = {
     "`modules.dataset.LatentDataset`": "modules.dataset.LatentDataset",
-    "`networks.lora.LoRA`, `networks.loha.LoHa`": "networks.lora.LoRA",
+    "`networks.lora.LoRA`, `networks.loha.LoHa`, `networks.lokr.LoKr`": "networks.loha.LoHa",
+    "`networks.lora.LoRA`": "networks.lora.LoRA",
+    "`networks.lokr.LoKr`": "networks.lokr.LoKr",
     "`networks.controlnet.ControlNet`": "networks.controlnet.ControlNet",
     "`networks.pfg.PFG`": "networks.pfg.PFG",
     "`networks.textual_inversion.TextualInversion`": (
@@ -43,6 +45,7 @@ COMPONENTS = {
     "`modules.objectives.Epsilon`, `modules.objectives.VPrediction`": "modules.objectives.Epsilon",
 }
 SUPPLIED = {"seed", "scheduler"}
+BESIDES = {"`networks.lora.LoRA`", "`networks.lokr.LoKr`"}  # tables of what LoHa does not take
 
 
 def tables(name):
@@ -116,7 +119,9 @@ def test_the_sentences_are_those_of_the_code():
 @pytest.mark.parametrize("heading", COMPONENTS)
 def test_arguments_of_components(name, heading):
     parameters = inspect.signature(resolve(COMPONENTS[heading])).parameters.values()
-    parameters = [parameter for parameter in parameters if parameter.name not in SUPPLIED]
+    common = inspect.signature(resolve("networks.loha.LoHa")).parameters
+    without = SUPPLIED | (set(common) if heading in BESIDES else set())
+    parameters = [parameter for parameter in parameters if parameter.name not in without]
     rows = tables(name)[heading]
     assert [row[0] for row in rows] == [f"`{parameter.name}`" for parameter in parameters]
     for parameter, (key, default, sentence) in zip(parameters, rows, strict=True):

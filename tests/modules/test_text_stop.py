@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from modules.config import load
+from modules.errors import ConfigError
 from modules.text_stop import TextStop
 from modules.trainer import Trainer
 
@@ -76,3 +77,17 @@ def test_without_a_step_nothing_rests():
     stop.drop_gradients(10**6)
     assert model.text_needs_gradients
     assert parameter.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["unet"], "no text encoder is trained"),
+        (["text_encoders"], "nothing is left to train after step 1"),
+    ],
+)
+def test_a_stop_that_makes_no_sense_is_refused(write_config, targets, message):
+    network = {**LORA["lora"], "args": {"rank": 2, "targets": targets}}
+    path = write_config(networks={"lora": network}, train={"stop_text_encoders_after": 1})
+    with pytest.raises(ConfigError, match=message):
+        Trainer.from_config(load(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -11,29 +10,13 @@ import torch
 from probes import outputs, perturb
 from safetensors import safe_open
 from torch import nn
+from variants import VARIANTS, attached
 
 from modules.batch import Batch, DenoiserInputs
-from networks.base import Adapter
 from networks.loha import LoHa, LoHaLayer
 from networks.lokr import LoKr, LoKrLayer
 from networks.lora import LoRA, LoRALayer
 
-EVERYTHING = ("unet", "text_encoders")
-PLAIN = {
-    "lora": (LoRA, {}),
-    "lora-rs": (LoRA, {"rank_stabilized": True}),
-    "loha": (LoHa, {}),
-    "loha-rs": (LoHa, {"rank_stabilized": True}),
-    "lokr": (LoKr, {"factor": 4}),
-    "lokr-whole": (LoKr, {"factor": 4, "rank": 100, "conv_rank": 100}),
-    "lokr-both": (LoKr, {"factor": 8, "rank": 2, "conv_rank": 1, "decompose_both": True}),
-}
-DECOMPOSED = {
-    f"{name}-{axis}": (PLAIN[name][0], {**PLAIN[name][1], "dora": axis})
-    for name in ("lora", "loha", "lokr")
-    for axis in ("input", "output")
-}
-VARIANTS = {**PLAIN, **DECOMPOSED}
 EVERY_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 LAYERS = pytest.mark.parametrize(
     ("layer_class", "options"),
@@ -56,19 +39,6 @@ BASES = pytest.mark.parametrize(
     ],
     ids=["linear", "conv1x1", "conv3x3", "strided"],
 )
-
-
-def make(variant: str, **options) -> Adapter:
-    algorithm, own = VARIANTS[variant]
-    common = {"rank": 3, "alpha": 2, "conv_rank": 2, "targets": EVERYTHING}
-    return algorithm(**{**common, **own, **options})
-
-
-def attached(variant: str, **options):
-    model = tiny.make_sd()
-    network = make(variant, **options)
-    network.attach(model)
-    return model, network
 
 
 @EVERY_VARIANT
@@ -136,57 +106,6 @@ def test_forward_is_the_product_with_the_changed_weight(layer_class, options, ba
         assert torch.allclose(plain + layer(x), changed, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "lora-rs"])
-def test_files_are_read_back_whatever_the_settings_of_the_reader(variant, tmp_path):
-    model, first = attached(variant)
-    perturb(first)
-    expected = outputs(model)
-    path = tmp_path / "adapter.safetensors"
-    first.save(path, dtype=torch.float32, metadata=first.describe(model))
-    first.detach()
-    second = type(first)(rank=7, conv_rank=1, targets=EVERYTHING)
-    second.attach(model)
-    second.load(path)
-    assert all(torch.equal(a, b) for a, b in zip(expected, outputs(model), strict=True))
-    for name, layer in second.layers.items():
-        original = first.layers[name]
-        assert (layer.rank, layer.scale) == (original.rank, original.scale)
-        assert layer.dora_axis == original.dora_axis
-        assert torch.equal(layer.alpha, original.alpha)
-    other = LoHa if type(first) is LoRA else LoRA
-    third = other(rank=3, conv_rank=2, targets=EVERYTHING)
-    third.attach(model)
-    with pytest.raises(ValueError, match=f"is no {other.__name__} of this layer"):
-        third.load(path)
-
-
-@EVERY_VARIANT
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=["fp16", "bf16"]
-)
-def test_a_files_rounding_hardly_changes_the_effect(variant, dtype, tolerance, tmp_path):
-    model, first = attached(variant)
-    if variant.startswith("lokr"):  # whose factors start at other sizes than others'
-        perturb(first, scale=0.1)
-    else:
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for name, parameter in first.named_parameters():
-                if "dora_scale" in name:
-                    parameter.mul_(1 + 0.01 * torch.randn(parameter.shape, generator=generator))
-                else:
-                    parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    plain, expected = outputs(tiny.make_sd()), outputs(model)
-    path = tmp_path / "adapter.safetensors"
-    first.save(path, dtype=dtype, metadata={})
-    first.detach()
-    second = make(variant)
-    second.attach(model)
-    second.load(path)
-    for a, b, base in zip(expected, outputs(model), plain, strict=True):
-        assert (a - b).norm() < tolerance * (a - base).norm()
-
-
 @pytest.mark.parametrize("algorithm", [LoRA, LoHa])
 def test_dynamic_ranks_follow_the_layers_size(algorithm, tmp_path):
     model = tiny.make_sd()
@@ -252,52 +171,6 @@ def test_lohas_recomputed_backward_is_autograds():
     assert all(
         torch.allclose(p, q, rtol=1e-4, atol=1e-6) for p, q in zip(ours, theirs, strict=True)
     )
-
-
-@pytest.mark.parametrize(
-    ("variant", "module", "keys", "args"),
-    [
-        ("lora-rs", "networks.lora", "lora_down.weight lora_up.weight", {"rs_lora": "True"}),
-        ("loha", "lycoris.kohya", "hada_w1_a hada_w1_b hada_w2_a hada_w2_b", {"algo": "loha"}),
-        ("lokr", "lycoris.kohya", "lokr_w1 lokr_w2 lokr_w2_a lokr_w2_b", {"factor": "4"}),
-        ("lokr-whole", "lycoris.kohya", "lokr_w1 lokr_w2", {"algo": "lokr"}),
-        (
-            "lokr-both",
-            "lycoris.kohya",
-            "lokr_w1 lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b",
-            {"decompose_both": "True", "conv_dim": "1", "conv_alpha": "2"},
-        ),
-        (
-            "lora-input",
-            "lycoris.kohya",
-            "dora_scale lora_down.weight lora_up.weight",
-            {"algo": "locon", "dora_wd": "True", "wd_on_output": "False"},
-        ),
-        (
-            "lokr-output",
-            "lycoris.kohya",
-            "dora_scale lokr_w1 lokr_w2 lokr_w2_a lokr_w2_b",
-            {"algo": "lokr", "wd_on_output": "True"},
-        ),
-    ],
-)
-def test_a_file_says_what_it_is(variant, module, keys, args, tmp_path):
-    model, network = attached(variant)
-    path = tmp_path / "adapter.safetensors"
-    network.save(path, dtype=torch.float16, metadata=network.describe(model))
-    with safe_open(path, framework="pt") as file:
-        found = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
-    assert {key.partition(".")[2] for key in found} == {*keys.split(), "alpha"}
-    for key, dtype in found.items():
-        if key.endswith("dora_scale"):
-            assert dtype == "F32"
-        elif not key.endswith("alpha"):
-            assert dtype == "F16"
-    assert metadata["ss_network_module"] == module
-    given = json.loads(metadata["ss_network_args"])
-    assert {key: given[key] for key in args} == args
-    assert metadata["ss_network_dim"] == str(network.rank)
 
 
 def test_a_setting_of_another_algorithm_is_refused():

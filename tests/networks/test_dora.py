@@ -9,10 +9,10 @@ from probes import outputs, perturb
 from torch import nn
 
 from networks.dora import (
-    axis_of,
     decompose,
     decomposed_addition,
     magnitudes,
+    take_over,
     weight_change,
 )
 from networks.loha import LoHaLayer
@@ -99,17 +99,33 @@ def test_gradients_are_those_of_the_formula_with_a_constant_norm(base, axis):
 
 
 @AXES
-def test_shapes_are_those_of_the_field(axis):
-    for base in (nn.Linear(6, 12), nn.Conv2d(6, 12, 3)):
+def test_shapes_are_those_of_the_field_and_tell_the_axis(axis):
+    for base in (nn.Linear(6, 12), nn.Linear(8, 8), nn.Conv2d(6, 12, 3)):
         found = magnitudes(base.weight, axis)
-        ones = (1,) * (base.weight.dim() - 2)
-        assert found.shape == ((1, 6, *ones) if axis == "input" else (12, 1, *ones))
-        assert axis_of(found, base.weight) == axis
+        outputs, inputs, *kernel = base.weight.shape
+        ones = [1 for _ in kernel]
+        assert list(found.shape) == [*((1, inputs) if axis == "input" else (outputs, 1)), *ones]
         assert found.dtype == torch.float32
-    square = nn.Linear(8, 8)
-    assert axis_of(magnitudes(square.weight, axis), square.weight) == axis
-    with pytest.raises(ValueError, match=r"dora_scale has shape \(12,\)"):
-        axis_of(torch.zeros(12), nn.Linear(6, 12).weight)
+        layer = LoRALayer(base, rank=2, alpha=1.0)
+        take_over(layer, found, base.weight)
+        assert layer.dora_axis == axis
+        with pytest.raises(ValueError, match=r"dora_scale has shape \(12,\), which is no row"):
+            take_over(layer, torch.zeros(12), base.weight)
+
+
+@AXES
+def test_a_trial_without_weights_reads_files_without_a_word(axis, tmp_path, recwarn, caplog):
+    model, network = tiny.make_sd(), LoRA(rank=2, dora=axis)
+    network.attach(model)
+    network.save(tmp_path / "dora.safetensors", dtype=torch.float16, metadata={})
+    network.detach()
+    model.denoiser.to("meta")
+    again = LoRA(rank=2, dora=axis)
+    again.attach(model)
+    again.load(tmp_path / "dora.safetensors")
+    assert {p.device.type for p in again.parameters()} == {"meta"}
+    assert not recwarn.list
+    assert not caplog.records
 
 
 @AXES

@@ -1,0 +1,107 @@
+"""Every network with every objective and option: gradients where they belong, files read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from probes import perturb
+
+from modules.config import load
+from modules.trainer import Trainer
+
+BOTH = ["unet", "text_encoders"]
+NETWORKS: dict[str, dict] = {
+    "lora": {"module": "networks.lora.LoRA", "args": {"rank": 2, "targets": BOTH}},
+    "locon": {"module": "networks.lora.LoRA", "args": {"rank": 2, "conv_rank": 2}},
+    "loha": {"module": "networks.loha.LoHa", "args": {"rank": 2, "conv_rank": 2, "targets": BOTH}},
+    "lokr": {"module": "networks.lokr.LoKr", "args": {"rank": 2, "conv_rank": 2, "targets": BOTH}},
+    "dora": {"module": "networks.lora.LoRA", "args": {"rank": 2, "conv_rank": 2, "dora": "input"}},
+    "controlnet": {"module": "networks.controlnet.ControlNet"},
+    "pfg": {"module": "networks.pfg.PFG", "args": {"input_size": 12, "num_tokens": 2}},
+    "textual_inversion": {
+        "module": "networks.textual_inversion.TextualInversion",
+        "args": {"tokens": {"<thing>": {"init": "cat", "vectors": 2}}},
+    },
+    "hypernetwork": {"module": "networks.hypernetwork.Hypernetwork"},
+}
+OBJECTIVES = {
+    "epsilon": {"module": "modules.objectives.Epsilon"},
+    "velocity": {
+        "module": "modules.objectives.VPrediction",
+        "args": {"zero_terminal_snr": True, "min_snr_gamma": 5},
+    },
+    "huber": {"args": {"loss": "huber", "pyramid_noise": 0.3, "debiased": True}},
+}
+OPTIONS = {
+    "plain": {},
+    "checkpointing": {"train": {"gradient_checkpointing": True}},
+    "bf16": {"train": {"mixed_precision": "bf16"}},
+    "masked_repeats": {
+        "train": {"minibatch_repeat": 2, "batch_size": 4, "tome_ratio": 0.5},
+        "dataset": {"mask": True},
+    },
+    "averaged": {"ema": {"decay": 0.9}, "train": {"gradient_accumulation_steps": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> Path:
+    """A dataset with guides, masks and features."""
+    directory = tmp_path_factory.mktemp("matrix") / "data"
+    captions = ("a red <thing>", "a blue dog")
+    return tiny.save_dataset(directory, {(32, 32): 6}, side_inputs=True, captions=captions)
+
+
+def assemble(path: Path) -> Trainer:
+    trainer = Trainer.from_config(load(path))
+    assert trainer is not None
+    return trainer
+
+
+COMBINATIONS = [
+    pytest.param(name, objective, option, marks=[pytest.mark.slow] if is_rare else [])
+    for name in NETWORKS
+    for objective in OBJECTIVES
+    for option in OPTIONS
+    for is_rare in [objective != "epsilon" and option != "plain"]
+]
+
+
+@pytest.mark.parametrize(("name", "objective", "option"), COMBINATIONS)
+def test_gradients_and_files(write_config, everything, name, objective, option):
+    sections = {key: dict(value) for key, value in OPTIONS[option].items()}
+    args = {"path": str(everything), "extras": {"control": "image", "pfg": "npz"}}
+    args |= sections.pop("dataset", {})
+    sections |= {"dataset": {"args": args}, "objective": OBJECTIVES[objective]}
+    trainer = assemble(write_config("first", networks={name: NETWORKS[name]}, **sections))
+    network = trainer.networks[name]
+    perturb(network, scale=0.05)
+    for part in next(trainer.step_groups()):
+        trainer.accelerator.backward(trainer._loss(part.batch))
+    trained = [p for group in trainer.groups for p in group.parameters]
+    assert trained
+    assert all(parameter.grad is not None for parameter in trained)
+    share = sum(bool(parameter.grad.any()) for parameter in trained) / len(trained)
+    assert share > 0.9  # a few, as biases before a softmax, get none
+    own = {id(parameter) for parameter in trained}
+    others = [p for module in trainer.model.components().values() for p in module.parameters()]
+    assert all(p.grad is None for p in others if id(p) not in own)
+
+    trainer.saver.save_if_due(trainer, last=True)
+    written = sorted(
+        path
+        for path in trainer.directory.iterdir()
+        if path.name.startswith("first") and "-ema" not in path.name
+    )
+    batch = next(iter(trainer.source.loader)).to(trainer.accelerator.device)
+    section = {**NETWORKS[name], "resume": str(written[0])}
+    second = assemble(write_config("second", networks={name: section}, **sections))
+    losses = []
+    for one in (trainer, second):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses.append(one._loss(batch).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
