@@ -43,3 +43,59 @@ def test_a_run_on_cuda_trains(write_config, mixed_precision, attention, trainabl
     moved = sum(not torch.equal(p, q) for p, q in zip(trained, before, strict=True))
     assert moved > 0.8 * len(trained)
     assert (trainer.directory / "before_after.png").is_file()
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16", "fp16"])
+def test_everything_at_once_on_cuda(write_config, tmp_path, mixed_precision):
+    import tiny
+
+    directory = tiny.save_dataset(tmp_path / "data", {(32, 32): 6}, side_inputs=True)
+    args = {"path": str(directory), "mask": True, "extras": {"control": "image", "pfg": "npz"}}
+    networks = {
+        **LORA,
+        "pfg": {"module": "networks.pfg.PFG", "args": {"input_size": 12, "dropout": 0.5}},
+        "controlnet": {"module": "networks.controlnet.ControlNet"},
+        "frozen": {"module": "networks.controlnet.ControlNet", "train": False},
+    }
+    path = write_config(
+        dataset={"args": args},
+        networks=networks,
+        ema={"decay": 0.9},
+        train={
+            "max_train_steps": 4,
+            "batch_size": 4,
+            "minibatch_repeat": 2,
+            "tome_ratio": 0.5,
+            "gradient_checkpointing": True,
+            "stop_text_encoders_after": 2,
+            "mixed_precision": mixed_precision,
+        },
+        sample={"width": 32, "height": 32, "num_inference_steps": 2, "num_images": 2},
+    )
+    trainer = Trainer.from_config(load(path))
+    trainer.train()
+    assert all(torch.isfinite(p).all() for group in trainer.groups for p in group.parameters)
+    assert (trainer.directory / "run-controlnet-ema").is_dir()
+    assert (trainer.directory / "before_after.png").is_file()
+
+
+def test_merged_tokens_have_the_same_gradients_with_checkpointing_on_cuda():
+    import tiny
+
+    from modules.token_merging import merge_tokens
+
+    gradients = []
+    for checkpointing in (False, True):
+        unet = tiny.make_sd().denoiser.cuda().train()
+        merge_tokens(unet, 0.5)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        torch.manual_seed(5)
+        sample = torch.randn(2, 4, 8, 8, device="cuda")
+        states = torch.randn(2, 16, 32, device="cuda")
+        unet(
+            sample, torch.tensor([500, 500], device="cuda"), states
+        ).sample.square().mean().backward()
+        gradients.append({name: p.grad for name, p in unet.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradients[1][name], gradient, rtol=1e-3, atol=1e-6), name
