@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+Weights = Callable[[], contextlib.AbstractContextManager]
+"""Makes a context in which the parameters hold certain weights."""
+
+
+def saved_versions(average: MovingAverage | None, trained: Weights) -> dict[str, Weights]:
+    """What is saved, by what it adds to a name: the trained weights, their average, or both."""
+    if average is None:
+        return {"": trained}
+    averaged: Weights = average.swapped_in
+    return {"": averaged} if average.replaces else {"": trained, "-ema": averaged}
 
 
 class MovingAverage:

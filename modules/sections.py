@@ -54,7 +54,8 @@ class NetworkConfig:
     args: dict[str, Any] = field(default_factory=dict)
     """Its keyword arguments."""
     learning_rate: Rate | None = None
-    """Its learning rate, or one for each component; null takes `train.learning_rate`."""
+    """Its learning rate, or one for each part by module path; null takes
+    `train.learning_rate`."""
     train: bool = True
     """false: applied, but not trained."""
     resume: str | None = None
@@ -125,7 +126,7 @@ class LrSchedulerConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     learning_rate: Rate = 1e-4
-    """Learning rate, or one for each component: `{unet: 1e-4, text_encoders: 5e-5}`."""
+    """Learning rate, or one for each part by module path: `{unet: 1e-4, text_encoders: 5e-5}`."""
     batch_size: Count = 1
     """Images of a batch, on each device."""
     max_train_steps: Count | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from modules.averaging import MovingAverage, Weights, saved_versions
 from modules.batch import Batch, DenoiserInputs
 from modules.engine import LossModule
 from modules.errors import RunError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL.Image import Image
 
-    from modules.averaging import MovingAverage
     from modules.models.base import DiffusionModel
     from modules.sections import Config
 
@@ -96,6 +96,7 @@ class Trainer:
             alone=accelerator.num_processes == 1,
         )
         self._parameters = [p for group in self.groups for p in group.parameters]
+        self._after_step = [n.after_step for n in networks.values() if hasattr(n, "after_step")]
         self._rates: list[float] = lr_scheduler.get_last_lr()
         self._loss, self.optimizer = accelerator.prepare(
             LossModule(self.loss, [*model.components().values(), *self.networks.values()]),
@@ -157,6 +158,8 @@ class Trainer:
         make_step(self.optimizer, number=self.step)
         self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for bound in self._after_step:
+            bound()
         if self.average is not None:
             self.average.update()
         return metrics
@@ -223,19 +226,14 @@ class Trainer:
         """Finished and begun passes over the dataset at this step, counted from 1."""
         return max(1, -(-self.step // self.steps_per_epoch))
 
-    def versions(self) -> dict[str, Callable[[], contextlib.AbstractContextManager]]:
+    def versions(self) -> dict[str, Weights]:
         """What is saved: contexts in which the weights are so, by what their files' names add."""
-        if self.average is None:
-            return {"": self.usable_weights}
-        if self.average.replaces:
-            return {"": self.average.swapped_in}
-        return {"": self.usable_weights, "-ema": self.average.swapped_in}
+        return saved_versions(self.average, self.usable_weights)
 
     def sampled_weights(self) -> contextlib.AbstractContextManager:
         """The weights as images are drawn with them."""
-        if self.average is not None and self.average.is_sampled:
-            return self.average.swapped_in()
-        return self.usable_weights()
+        average = self.average
+        return average.swapped_in() if average and average.is_sampled else self.usable_weights()
 
     @contextlib.contextmanager
     def usable_weights(self) -> Iterator[None]:

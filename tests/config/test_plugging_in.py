@@ -133,7 +133,7 @@ def test_a_network_that_conditions(plug_in, write_config):
     path = write_config("second", networks=networks)
     second = Trainer.from_config(load(path))
     assert torch.equal(second.networks["offset"].offset, offset)
-    batch = next(iter(second.loader))
+    batch = next(iter(second.source.loader))
     torch.manual_seed(0)
     with_offset = second.loss(batch).item()
     second.networks["offset"].multiplier = 0.0

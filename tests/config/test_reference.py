@@ -11,8 +11,8 @@ from omegaconf import MISSING
 
 from modules import sections as schema
 from modules.component import argument_faults, resolve
-from modules.sections import Config
 from modules.schema import build_section
+from modules.sections import Config
 from modules.yaml_text import parse, parse_argument
 
 ROOT = Path(schema.__file__).parents[1]

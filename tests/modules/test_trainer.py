@@ -451,3 +451,15 @@ def test_a_run_that_changes_the_schedule_saves_and_draws_so(write_config, caplog
     again = Trainer.from_config(load(path, f"model.path={trainer.directory / 'run'}"))
     assert again.model.scheduler.alphas_cumprod[-1] == 0
     assert again.model.default_objective().prediction_type == "v_prediction"
+
+
+def test_max_norm_bounds_every_layers_change(write_config):
+    network = {"module": "networks.lora.LoRA", "args": {"rank": 2, "max_norm": 0.002}}
+    free = {"module": "networks.lora.LoRA", "args": {"rank": 2}}
+    norms = []
+    for section in (network, free):
+        trainer = train(write_config(networks={"lora": section}, train={"learning_rate": 0.01}))
+        layers = trainer.networks["lora"].layers.values()
+        norms.append(max(layer.delta_weight().norm().item() for layer in layers))
+    assert norms[0] <= 0.002 * 1.01
+    assert norms[1] > 0.004

@@ -1,4 +1,4 @@
-"""Files of every adapter: read back as written, hardly changed by rounding, saying what they are."""
+"""Files of every adapter: read back as written, hardly changed by rounding, saying what it is."""
 
 from __future__ import annotations
 
