@@ -73,7 +73,7 @@ def classify(image: Image.Image) -> Classification:
     frame_share = float((distance[is_frame] < _MAX_FRAME_DISTANCE).mean())
     if frame_share >= MIN_FRAME_SHARE:
         pixels = pixels[top + 1 : bottom - 1, left + 1 : right - 1]
-    background, foreground, coverage = _separate(pixels)
+    background, foreground, coverage = separate(pixels)
     clutter = _measure_clutter(pixels, background, foreground, coverage)
     shape, iou = _match(coverage)
     return Classification(
@@ -117,7 +117,7 @@ def read_caption(caption: str) -> Caption:
     return Caption(shape, foreground, background, "polaroid" in rest)
 
 
-def _separate(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def separate(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the background's and foreground's colours and the foreground's coverage, 0 to 1."""
     is_border = np.ones(pixels.shape[:2], dtype=bool)
     is_border[_BORDER:-_BORDER, _BORDER:-_BORDER] = False

@@ -7,6 +7,7 @@ from modules.foreign_names import FOREIGN_NAMES, PLACES
 from modules.hints import nearest
 from modules.objectives import Diffusion
 from modules.samplers import GridSampler
+from modules.sections import EmaConfig, PriorConfig
 from networks.lora import LoRA
 
 
@@ -20,6 +21,7 @@ def test_nearest_names():
 def test_every_hint_leads_to_a_name_that_exists():
     sections = [getattr(Config(), f.name) for f in dataclasses.fields(Config)]
     known = {f.name for s in sections if dataclasses.is_dataclass(s) for f in dataclasses.fields(s)}
+    known |= {f.name for section in (PriorConfig, EmaConfig) for f in dataclasses.fields(section)}
     known |= {f.name for f in dataclasses.fields(Config)} | {"no", "fp16", "bf16"}
     for component in (LatentDataset, LoRA, Diffusion, GridSampler):
         known |= set(inspect.signature(component).parameters)

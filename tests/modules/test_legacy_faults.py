@@ -75,7 +75,7 @@ lr_scheduler: {}
         "train.seed (command line): 'x' is not a whole number",
         "train.lrr (command line): no such key; did you mean 'lr'?",
         "networks.lora.nme (command line): no such key; allowed: module, args, learning_rate, "
-        "train, resume",
+        "train, resume, merge",
     ]  # fmt: skip
 
 
