@@ -50,8 +50,8 @@ def concept_hits(
     import numpy as np
 
     from bench.shape_classifier import hit
+    from modules.drawing import draw_images
     from modules.models import load
-    from modules.samplers import draw_images
     from networks.lora import LoRA
     from preprocess.draw_shapes import BASE_SHAPES, sample_scene
 

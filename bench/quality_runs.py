@@ -99,7 +99,7 @@ def load_parts(config: Any, directory: Path | None) -> tuple[Any, list[Any]]:
 def draw(exam: Exam, model: Any, networks: Sequence[Any], *, seed: int) -> list[Image.Image]:
     """Draw all pictures of an exam, each from noise of its own."""
     from bench.quality_data import SIZE
-    from modules.samplers import draw_images
+    from modules.drawing import draw_images
 
     images: list[Image.Image] = []
     for start in range(0, len(exam.prompts), _AT_A_TIME):

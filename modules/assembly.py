@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,30 +18,21 @@ from modules.files import write_atomically
 from modules.hardware import warn_of_cpu_build
 from modules.idle_settings import idle_settings
 from modules.loading import Source, make_source
-from modules.models import load
-from modules.models.base import DiffusionModel
-from modules.optimizer import ParameterGroup
 from modules.parts import (
     NoSamples,
     NoSaves,
     build_average,
-    build_dataset,
-    build_network,
-    build_objective,
     build_optimizer,
-    build_sampler,
     build_saver,
     build_schedule,
-    parameter_groups,
-    select_trained,
 )
 from modules.plan import Plan
 from modules.preparation import is_prepared, prepare
-from modules.protocols import Network
-from modules.run_folder import create_run_folder, next_run_folder
+from modules.run_folder import next_run_folder, share_run_folder
+from modules.run_parts import RunParts, load_parts
 from modules.savers import output_names
 from modules.schedule import total_steps
-from modules.text_stop import check_text_stop, text_parameters
+from modules.sections import DatasetConfig, PriorConfig
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
 from modules.trainer import Trainer
@@ -52,20 +41,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What a run works on, loaded and frozen as the config says."""
-
-    dataset: Any
-    prior: Any | None
-    model: DiffusionModel
-    trained_base: Mapping[str, torch.nn.Parameter]
-    networks: Mapping[str, Network]
-    groups: list[ParameterGroup]
-    objective: Any
-    sampler: Any
 
 
 def assemble(config: Config, *, check: bool = False) -> Trainer | None:
@@ -84,7 +59,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
         listed = "".join(f"\n  {step.module}" for step in config.prepare)
         logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
         return None
-    parts = _load_parts(config, weights=False)
+    parts = load_parts(config, weights=False)
     plan = _make_plan(config, parts, _batch_sampler(config, parts.dataset, rank=0, world_size=1))
     plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
     return None
@@ -95,11 +70,9 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
     if is_main:
         prepare(config)
     accelerator.wait_for_everyone()
-    parts = _load_parts(config, weights=True)
-    batch_sampler = _batch_sampler(
-        config, parts.dataset, rank=accelerator.process_index, world_size=accelerator.num_processes
-    )
-    plan = _make_plan(config, parts, batch_sampler)
+    parts = load_parts(config, weights=True)
+    source = _source(config, config.dataset, parts.dataset, accelerator)
+    plan = _make_plan(config, parts, source.batch_sampler)
     prepare_modules(
         parts.model,
         parts.networks,
@@ -112,7 +85,10 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
     optimizer = explained("optimizer", lambda: build_optimizer(config, parts.groups))
     saver = explained("save", lambda: build_saver(config))
-    directory = explained("", lambda: _shared_run_folder(config, accelerator))
+    directory = explained(
+        "",
+        lambda: share_run_folder(Path(config.save.directory), str(config.save.name), accelerator),
+    )
     if is_main:
         plan.show(directory)
         settings = to_yaml(config)
@@ -133,14 +109,8 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         trained_base=parts.trained_base,
         groups=parts.groups,
         objective=parts.objective,
-        source=make_source(
-            parts.dataset,
-            batch_sampler,
-            repeats=train.minibatch_repeat,
-            num_workers=config.dataset.num_workers,
-            pin_memory=accelerator.device.type == "cuda",
-        ),
-        prior=_prior_source(config, parts.prior, accelerator),
+        source=source,
+        prior=_prior(config, parts.prior, accelerator),
         average=build_average(config.ema, parts.groups),
         stop_text_encoders_after=train.stop_text_encoders_after,
         optimizer=optimizer,
@@ -153,50 +123,6 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         max_grad_norm=train.max_grad_norm,
         log_every=train.log_every,
-    )
-
-
-def _load_parts(config: Config, *, weights: bool) -> _Parts:
-    """Data first, then the model, then what is attached to it."""
-    torch.manual_seed(config.train.seed)
-    datasets: dict[str, Any] = {}
-    for name, part in (("dataset", config.dataset), ("prior", config.prior)):
-        if part is not None:
-            action = partial(build_dataset, part, seed=config.train.seed)
-            datasets[name] = explained(name, action)
-    section = config.model
-    model = explained("model", lambda: load(section.path, vae=section.vae, weights=weights))
-    for name, dataset in datasets.items():
-        if hasattr(dataset, "check_latent_shapes"):
-            sizes = (model.vae_scale_factor, model.latent_channels)
-            explained(name, partial(dataset.check_latent_shapes, *sizes))
-    trained_base = explained("model.trainable", lambda: select_trained(config, model))
-    networks = {}
-    for name, network in config.networks.items():
-        action = partial(build_network, network, datasets, model)
-        networks[name] = explained(f"networks.{name}", action)
-    for name, dataset in datasets.items():
-        if hasattr(dataset, "check_text_cache"):
-            explained(name, partial(dataset.check_text_cache, model, networks))
-    sampler = explained("sample", lambda: build_sampler(config))
-    if hasattr(sampler, "prepare"):
-        dataset = datasets["dataset"]
-        action = partial(sampler.prepare, model=model, networks=networks, dataset=dataset)
-        explained("sample", action)
-    groups = explained("", lambda: parameter_groups(config, model, trained_base, networks))
-    trained = [parameter for group in groups for parameter in group.parameters]
-    text = text_parameters(trained_base, networks.values())
-    after = config.train.stop_text_encoders_after
-    explained("train", lambda: check_text_stop(after, trained, text))
-    return _Parts(
-        dataset=datasets["dataset"],
-        prior=datasets.get("prior"),
-        model=model,
-        trained_base=trained_base,
-        networks=networks,
-        groups=groups,
-        objective=explained("objective", lambda: build_objective(config, model)),
-        sampler=sampler,
     )
 
 
@@ -213,21 +139,33 @@ def _batch_sampler(
     )
 
 
-def _prior_source(config: Config, dataset: Any | None, accelerator: Accelerator) -> Source | None:
-    if config.prior is None or dataset is None:
-        return None
+def _source(
+    config: Config,
+    section: DatasetConfig | PriorConfig,
+    dataset: Any,
+    accelerator: Accelerator,
+    *,
+    weight: float = 1.0,
+) -> Source:
     rank, world_size = accelerator.process_index, accelerator.num_processes
     return make_source(
         dataset,
         _batch_sampler(config, dataset, rank=rank, world_size=world_size),
-        weight=config.prior.loss_weight,
+        weight=weight,
         repeats=config.train.minibatch_repeat,
-        num_workers=config.prior.num_workers,
+        num_workers=section.num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
 
 
-def _make_plan(config: Config, parts: _Parts, batch_sampler: BucketBatchSampler) -> Plan:
+def _prior(config: Config, dataset: Any | None, accelerator: Accelerator) -> Source | None:
+    section = config.prior
+    if section is None:
+        return None
+    return _source(config, section, dataset, accelerator, weight=section.loss_weight)
+
+
+def _make_plan(config: Config, parts: RunParts, batch_sampler: BucketBatchSampler) -> Plan:
     train = config.train
     steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
     return Plan(
@@ -252,13 +190,3 @@ def _make_plan(config: Config, parts: _Parts, batch_sampler: BucketBatchSampler)
             versions=["", "-ema"] if config.ema and config.ema.save == "beside" else [""],
         ),
     )
-
-
-def _shared_run_folder(config: Config, accelerator: Accelerator) -> Path:
-    """The run's folder, made by rank 0 and known to all."""
-    from accelerate.utils import broadcast_object_list
-
-    made: list[Any] = [None]
-    if accelerator.is_main_process:
-        made = [str(create_run_folder(Path(config.save.directory), str(config.save.name)))]
-    return Path(broadcast_object_list(made)[0])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -41,3 +45,13 @@ def next_run_folder(directory: Path, name: str) -> Path:
         number += 1
         folder = directory / f"{name}-{number}"
     return folder
+
+
+def share_run_folder(directory: Path, name: str, accelerator: Accelerator) -> Path:
+    """Let rank 0 make the run's folder, and all know it."""
+    from accelerate.utils import broadcast_object_list
+
+    made: list[Any] = [None]
+    if accelerator.is_main_process:
+        made = [str(create_run_folder(directory, name))]
+    return Path(broadcast_object_list(made)[0])

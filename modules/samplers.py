@@ -1,24 +1,20 @@
-"""Validation images, drawn through the same model and networks as training."""
+"""Validation images: when they are due, of what, and where they go."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import DDIMScheduler
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from modules.batch import Batch, DenoiserInputs
+from modules.drawing import draw_images
 from modules.grids import make_sheet
 from modules.guides import find_guides, pictures, spread
 from modules.protocols import Run
 from modules.schedule import Every
-from modules.token_merging import whole_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -156,100 +152,7 @@ def read_prompts(path: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-@torch.no_grad()
-def draw_images(
-    model: Any,
-    networks: Sequence[Any],
-    *,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    size: tuple[int, int],
-    extras: Mapping[str, Tensor] | None = None,
-    negative_prompt: str = "",
-    num_inference_steps: int = 25,
-    guidance_scale: float = 7.5,
-    tome: bool = False,
-    autocast: Any = contextlib.nullcontext,
-) -> list[Image.Image]:
-    """Draw one image for each prompt with DDIM (Song et al. 2020, arXiv:2010.02502).
-
-    `extras` holds what networks ask for, a row for each prompt. The starting noise comes from a CPU
-    generator of each image's own seed, so that it does not depend on the device or on the other
-    prompts; no other random state is touched.
-    """
-    device = next(model.denoiser.parameters()).device
-    scheduler = make_sampling_scheduler(model.scheduler)
-    scheduler.set_timesteps(num_inference_steps, device=device)
-    latents = starting_noise(model, seeds, size).to(device) * scheduler.init_noise_sigma
-    guided = guidance_scale != 1.0
-    batch = guided_batch(prompts, negative_prompt if guided else None, extras or {}).to(device)
-    merging = contextlib.nullcontext() if tome else whole_tokens(model.denoiser)
-    with evaluation(model, networks), merging, autocast():
-        torch.manual_seed(seeds[0])  # for what draws at random here, as merged tokens' places
-        conditions = model.encode_prompts(batch)
-        for timestep in scheduler.timesteps:
-            sample = torch.cat([latents, latents]) if guided else latents
-            inputs = DenoiserInputs(
-                sample=scheduler.scale_model_input(sample, timestep),
-                timestep=timestep.expand(len(sample)),
-                **conditions,
-            )
-            for network in networks:
-                inputs = network.condition(inputs, batch)
-            prediction = model.denoise(inputs).float()
-            if guided:
-                negative, positive = prediction.chunk(2)
-                prediction = negative + guidance_scale * (positive - negative)
-            latents = scheduler.step(prediction, timestep, latents).prev_sample
-    return model.decode(latents)
-
-
-def make_sampling_scheduler(scheduler: Any) -> DDIMScheduler:
-    """DDIM over a model's schedule; one that ends in noise alone is sampled from its very end."""
-    config = scheduler.config
-    changes = {"timestep_spacing": "trailing"} if config.get("rescale_betas_zero_snr") else {}
-    return DDIMScheduler.from_config(config, **changes)
-
-
-def guided_batch(
-    prompts: Sequence[str], negative_prompt: str | None, extras: Mapping[str, Tensor]
-) -> Batch:
-    """The batch of one denoiser call: negative prompts first, if there is guidance."""
-    if negative_prompt is None:
-        return Batch(captions=list(prompts), extras=extras)
-    count = len(prompts)
-    return Batch(
-        captions=[*[negative_prompt] * count, *prompts],
-        extras={key: torch.cat([values, values]) for key, values in extras.items()},
-        is_negative=torch.arange(2 * count) < count,
-    )
-
-
 def whole_caption(dataset: Any, index: int) -> str:
     """An image's caption, without what chance does to it."""
     caption = getattr(dataset, "whole_caption", None)
     return caption(index) if caption else dataset[index].caption
-
-
-def starting_noise(model: Any, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """Noise of latents for images of `size` (width, height), (len(seeds), C, h, w)."""
-    width, height = (side // model.vae_scale_factor for side in size)
-    shape = (1, model.latent_channels, height, width)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-
-
-@contextlib.contextmanager
-def evaluation(model: Any, networks: Sequence[Any]) -> Iterator[None]:
-    """Everything in eval mode, and back to what it was; random states are kept."""
-    modules: list[nn.Module] = [*model.components().values(), *networks]
-    training = [module.training for module in modules]
-    device = next(model.denoiser.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            for module in modules:
-                module.eval()
-            yield
-        finally:
-            for module, mode in zip(modules, training, strict=True):
-                module.train(mode)

@@ -100,8 +100,8 @@ def _load_painter(
     """A function that draws one image for each of its `seeds`."""
     import torch
 
+    from modules.drawing import draw_images
     from modules.models import load
-    from modules.samplers import draw_images
     from preprocess.device import choose_device, choose_dtype
 
     place, precision = choose_device(device), choose_dtype(dtype)

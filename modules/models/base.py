@@ -67,8 +67,7 @@ class DiffusionModel:
 
     def mark_changed(self, paths: Iterable[str]) -> None:
         """Note that weights on these paths are no longer the checkpoint's, though not trained."""
-        names = [name for name in self.components() if any(matches(p, name) for p in paths)]
-        self.changed = self.changed | set(names)
+        self.changed |= {c for c in self.components() for path in paths if matches(path, c)}
 
     def components(self) -> dict[str, nn.Module]:
         """The trainable pieces by the first part of their module path."""
@@ -183,12 +182,12 @@ class DiffusionModel:
             for component, module in self.components().items()
             for name, parameter in module.named_parameters()
         }
-        chosen: dict[str, nn.Parameter] = {}
+        chosen: set[str] = set()
         for pattern in patterns:
-            found = {path: p for path, p in named.items() if matches(path, pattern)}
+            found = {path for path in named if matches(path, pattern)}
             if not found:
                 raise ValueError(no_match(pattern, self.module_paths()))
-            chosen.update(found)
+            chosen |= found
         return {path: parameter for path, parameter in named.items() if path in chosen}
 
     def adapter_layers(self, patterns: Iterable[str], *, conv: bool) -> dict[str, nn.Module]:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from modules import models
 from modules.batch import Sample
-from modules.samplers import GridSampler, draw_images, read_prompts, starting_noise
+from modules.drawing import draw_images, starting_noise
+from modules.samplers import GridSampler, read_prompts
 from networks.lora import LoRA
 
 SIZE = (32, 48)

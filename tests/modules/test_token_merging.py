@@ -109,7 +109,7 @@ def test_a_run_merges_in_training_and_in_sampling_if_asked(write_config, tome):
 
 
 def test_two_draws_with_merged_tokens_are_equal():
-    from modules.samplers import draw_images
+    from modules.drawing import draw_images
 
     model = tiny.make_sd()
     merge_tokens(model.denoiser, 0.5)

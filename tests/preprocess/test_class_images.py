@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from modules.config import load
-from modules.samplers import draw_images
+from modules.drawing import draw_images
 from modules.trainer import Trainer
 from preprocess import class_images as script
 from preprocess.class_images import class_images
@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on(draw, tmp_path, monkeypatch):
         return draw_images(model, networks, seeds=seeds, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr("modules.samplers.draw_images", torn)
+        patch.setattr("modules.drawing.draw_images", torn)
         with pytest.raises(KeyboardInterrupt):
             draw(4, batch_size=2)
     assert sorted(pixels(tmp_path / "class")) == ["00000.png", "00001.png"]

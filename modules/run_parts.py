@@ -1,0 +1,84 @@
+"""What a run works on: datasets, model, networks and the rest, loaded as the config says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from modules.errors import explained
+from modules.models import load
+from modules.models.base import DiffusionModel
+from modules.optimizer import ParameterGroup
+from modules.parts import (
+    build_dataset,
+    build_network,
+    build_objective,
+    build_sampler,
+    parameter_groups,
+    select_trained,
+)
+from modules.protocols import Network
+from modules.sections import Config
+from modules.text_stop import check_text_stop, text_parameters
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What a run works on, loaded and frozen as the config says."""
+
+    dataset: Any
+    prior: Any | None
+    model: DiffusionModel
+    trained_base: Mapping[str, torch.nn.Parameter]
+    networks: Mapping[str, Network]
+    groups: list[ParameterGroup]
+    objective: Any
+    sampler: Any
+
+
+def load_parts(config: Config, *, weights: bool) -> RunParts:
+    """Data first, then the model, then what is attached to it."""
+    torch.manual_seed(config.train.seed)
+    datasets: dict[str, Any] = {}
+    for name, part in (("dataset", config.dataset), ("prior", config.prior)):
+        if part is not None:
+            action = partial(build_dataset, part, seed=config.train.seed)
+            datasets[name] = explained(name, action)
+    section = config.model
+    model = explained("model", lambda: load(section.path, vae=section.vae, weights=weights))
+    for name, dataset in datasets.items():
+        if hasattr(dataset, "check_latent_shapes"):
+            sizes = (model.vae_scale_factor, model.latent_channels)
+            explained(name, partial(dataset.check_latent_shapes, *sizes))
+    trained_base = explained("model.trainable", lambda: select_trained(config, model))
+    networks = {}
+    for name, network in config.networks.items():
+        action = partial(build_network, network, datasets, model)
+        networks[name] = explained(f"networks.{name}", action)
+    for name, dataset in datasets.items():
+        if hasattr(dataset, "check_text_cache"):
+            explained(name, partial(dataset.check_text_cache, model, networks))
+    sampler = explained("sample", lambda: build_sampler(config))
+    if hasattr(sampler, "prepare"):
+        dataset = datasets["dataset"]
+        action = partial(sampler.prepare, model=model, networks=networks, dataset=dataset)
+        explained("sample", action)
+    groups = explained("", lambda: parameter_groups(config, model, trained_base, networks))
+    trained = [parameter for group in groups for parameter in group.parameters]
+    text = text_parameters(trained_base, networks.values())
+    after = config.train.stop_text_encoders_after
+    explained("train", lambda: check_text_stop(after, trained, text))
+    return RunParts(
+        dataset=datasets["dataset"],
+        prior=datasets.get("prior"),
+        model=model,
+        trained_base=trained_base,
+        networks=networks,
+        groups=groups,
+        objective=explained("objective", lambda: build_objective(config, model)),
+        sampler=sampler,
+    )
