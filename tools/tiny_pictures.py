@@ -52,7 +52,7 @@ def vary_caption(rng: np.random.Generator, caption: str) -> str:
         return ""
     if rng.random() < 0.1:
         caption = f"a {rng.choice(['photo', 'picture'])} of {caption}"
-    if rng.random() < 0.4:
+    if rng.random() < 0.15:  # more, and the text encoder learns to leave out whatever comes last
         words = rng.choice(SUFFIX_WORDS, size=rng.integers(1, 3), replace=False)
         caption = ", ".join([caption, *words])
         if rng.random() < 0.3:
