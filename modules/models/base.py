@@ -213,9 +213,7 @@ class DiffusionModel:
                 if hits:
                     found[path] = layer
                     used |= hits
-        for pattern in patterns:
-            if pattern in used:
-                continue
+        for pattern in (unused for unused in patterns if unused not in used):
             if any(matches(path, pattern) for path in self.module_paths()):
                 raise ValueError(
                     f"{pattern!r} has no layer that this network adapts by default; name a single "
