@@ -28,7 +28,7 @@ def find_directory(path: str, *, weights: bool = True) -> Path:
 
     try:
         if not weights:
-            return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt"]))
+            return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.model"]))
         from diffusers import DiffusionPipeline
 
         return Path(DiffusionPipeline.download(path))
@@ -64,7 +64,10 @@ def check_pieces(directory: Path, names: Sequence[str]) -> None:
     Raises:
         ValueError: lists what is missing.
     """
-    files = {"tokenizer": ("tokenizer.json", "vocab.json"), "scheduler": ("scheduler_config.json",)}
+    files = {
+        "tokenizer": ("tokenizer.json", "vocab.json", "spiece.model"),
+        "scheduler": ("scheduler_config.json",),
+    }
     missing = []
     for name in names:
         wanted = files.get(name.partition("_")[0], ("config.json",))
