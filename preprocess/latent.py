@@ -158,7 +158,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(captions: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Encode captions, which is quick, and images; return a summary and the failures."""
+    """Encode captions, which is quick, and images; return a summary and the failures.
+
+    Captions alone, if the model works on pixels.
+    """
+    from preprocess.vae_encoder import NoVAE
+
     results = {}
     if captions["text"]:
         from preprocess.text_cache import cache_text
@@ -169,7 +174,11 @@ def _run(captions: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str
             prefix=captions["prefix"] or "",
             prompt=captions["prompt"],
         )
-    results["latents"] = latent(**arguments)
+    try:
+        results["latents"] = latent(**arguments)
+    except NoVAE:
+        if not results:
+            raise
     lines = [
         f"{arguments['directory']}: {kind}: {r.done} encoded, {r.skipped} kept, "
         f"{len(r.failed)} failed"

@@ -131,6 +131,20 @@ def load_vae(path: str, *, weights: bool = True) -> Any:
     raise ValueError(f"{path}: the VAE can't be loaded ({reason})")
 
 
+def has_vae(path: str) -> bool:
+    """Whether a path may have a VAE: it is no whole model whose index lists none."""
+    for directory in (Path(path), _ROOT / path):
+        if directory.exists():
+            is_whole = (directory / "model_index.json").is_file()
+            return not is_whole or "vae" in read_index(directory, path)
+    from diffusers import DiffusionPipeline
+
+    try:
+        return "vae" in DiffusionPipeline.load_config(path)
+    except (OSError, ValueError):  # a VAE alone, or nothing: `load_vae` says which
+        return True
+
+
 def save_piece(piece: Any, folder: Path, dtype: torch.dtype) -> None:
     """Write a diffusers model in `dtype` without changing the one in memory."""
     from safetensors.torch import save_file
