@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "StableDiffusionPipeline": "modules.models.stable_diffusion.StableDiffusion",
     "StableDiffusionXLPipeline": "modules.models.stable_diffusion_xl.StableDiffusionXL",
+    "IFPipeline": "modules.models.deepfloyd_if.DeepFloydIF",
 }
 """`_class_name` of model_index.json -> the family's class."""
 
@@ -21,6 +22,11 @@ _RELATED = {
     "StableDiffusionControlNetPipeline": "StableDiffusionPipeline",
     "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionXLControlNetPipeline": "StableDiffusionXLPipeline",
+    "IFImg2ImgPipeline": "IFPipeline",
+    "IFInpaintingPipeline": "IFPipeline",
+    "IFSuperResolutionPipeline": "IFPipeline",
+    "IFImg2ImgSuperResolutionPipeline": "IFPipeline",
+    "IFInpaintingSuperResolutionPipeline": "IFPipeline",
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny import save_dataset, save_sd
+from tiny_if import make_if
 
 import main
 from modules.yaml_text import parse
@@ -21,11 +22,15 @@ WRITTEN = {
 }
 
 
+MODELS = {"deepfloyd_if": "if"}  # what is not for Stable Diffusion
+
+
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    """A directory with a model and a dataset."""
+    """A directory with models and a dataset."""
     place = tmp_path_factory.mktemp("examples")
     save_sd(place / "model")
+    save_sd(place / "if", make=make_if)
     save_dataset(place / "data", side_inputs=True, features=768)
     return place
 
@@ -38,6 +43,7 @@ def more_paths(path: Path) -> list[str]:
 def test_their_number():
     assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
         "controlnet.yaml",
+        "deepfloyd_if.yaml",
         "dora.yaml",
         "dreambooth.yaml",
         "finetune.yaml",
@@ -57,7 +63,7 @@ def test_an_example_trains(path, material, tmp_path):
     status = main.main(
         [
             str(path),
-            f"model.path={material / 'model'}",
+            f"model.path={material / MODELS.get(path.stem, 'model')}",
             f"dataset.args.path={material / 'data'}",
             f"save.directory={tmp_path}",
             "train.max_train_steps=2",
