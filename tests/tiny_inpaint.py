@@ -23,7 +23,8 @@ def make_sdxl(**options):
 
 def _widened(model):
     """The same with a UNet of 9 input channels; its VAE's posterior is narrow, as trained ones'."""
-    unet = UNet2DConditionModel.from_config({**model.denoiser.config, "in_channels": 9}).eval()
+    config = {k: v for k, v in model.denoiser.config.items() if k[0] != "_"}
+    unet = UNet2DConditionModel(**{**config, "in_channels": 9}).eval()
     log_variance = slice(model.vae.config.latent_channels, None)
     with torch.no_grad():
         model.vae.quant_conv.weight[log_variance] = 0
