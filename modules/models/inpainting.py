@@ -1,6 +1,6 @@
 """Inpainting: a mask and the latents of the masked image stand behind the noised latents.
 
-Rombach et al. 2022, arXiv:2112.10752, 4.5. The UNet has 4 + 1 + 4 input channels.
+Rombach et al. 2022, arXiv:2112.10752. The UNet has 4 + 1 + 4 input channels.
 """
 
 from __future__ import annotations

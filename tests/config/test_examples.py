@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_inpaint
 from tiny import save_dataset, save_sd
 
 import main
@@ -14,6 +15,9 @@ EXAMPLES = sorted(
     path for path in (ROOT / "config").rglob("*.yaml") if path.name != "quickstart.yaml"
 )
 
+MODELS = {"inpainting": "inpainting_model"}
+"""Example -> the model it is for, where that is no plain Stable Diffusion."""
+
 WRITTEN = {
     "networks.controlnet.ControlNet": "/diffusion_pytorch_model.safetensors",
     "networks.hypernetwork.Hypernetwork": ".pt",
@@ -23,9 +27,10 @@ WRITTEN = {
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    """A directory with a model and a dataset."""
+    """A directory with models and a dataset."""
     place = tmp_path_factory.mktemp("examples")
     save_sd(place / "model")
+    save_sd(place / "inpainting_model", make=tiny_inpaint.make_sd)
     save_dataset(place / "data", side_inputs=True, features=768)
     return place
 
@@ -42,6 +47,7 @@ def test_their_number():
         "dreambooth.yaml",
         "finetune.yaml",
         "hypernetwork.yaml",
+        "inpainting.yaml",
         "locon.yaml",
         "loha.yaml",
         "lokr.yaml",
@@ -57,7 +63,7 @@ def test_an_example_trains(path, material, tmp_path):
     status = main.main(
         [
             str(path),
-            f"model.path={material / 'model'}",
+            f"model.path={material / MODELS.get(path.stem, 'model')}",
             f"dataset.args.path={material / 'data'}",
             f"save.directory={tmp_path}",
             "train.max_train_steps=2",
@@ -114,4 +120,17 @@ def test_finetune_for_a_smaller_card(material, capsys):
     paths = [f"model.path={material / 'model'}", f"dataset.args.path={material / 'data'}"]
     sizes = ["sample.width=32", "sample.height=32"]
     path = str(ROOT / "config" / "finetune.yaml")
+    assert main.main([path, *paths, *sizes, *overrides.split(), "--check"]) == 0
+
+
+def test_inpainting_with_the_whole_unet(material):
+    text = (ROOT / "config" / "inpainting.yaml").read_text(encoding="utf-8")
+    overrides = "networks=null model.trainable=[unet] train.learning_rate=1e-5"
+    assert f"#   {overrides}\n" in text
+    paths = [
+        f"model.path={material / 'inpainting_model'}",
+        f"dataset.args.path={material / 'data'}",
+    ]
+    sizes = ["sample.width=32", "sample.height=32"]
+    path = str(ROOT / "config" / "inpainting.yaml")
     assert main.main([path, *paths, *sizes, *overrides.split(), "--check"]) == 0

@@ -36,7 +36,9 @@ CAPTIONS = ["a red cat", "a blue dog"]
 def directory(request, tmp_path_factory) -> Path:
     """A random inpainting model as a diffusers directory."""
     _, make, options = KINDS[request.param]
-    return tiny.save_sd(tmp_path_factory.mktemp(request.param) / request.param, make=make, **options)
+    return tiny.save_sd(
+        tmp_path_factory.mktemp(request.param) / request.param, make=make, **options
+    )
 
 
 @pytest.fixture
