@@ -1,8 +1,8 @@
 """Random masks for inpainting: brush strokes, rectangles, ellipses, sometimes the whole image.
 
-Strokes and boxes after Suvorov et al. 2021, arXiv:2109.07161; that everything is masked in a quarter
-of the images is how Stable Diffusion's inpainting model was trained (its model card; the method is
-of Rombach et al. 2022, arXiv:2112.10752).
+Strokes and boxes after Suvorov et al. 2021, arXiv:2109.07161; that everything is masked in a
+quarter of the images is how Stable Diffusion's inpainting model was trained (its model card; the
+method is of Rombach et al. 2022, arXiv:2112.10752).
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch.nn import functional
 from modules import models
 from modules.batch import Batch, DenoiserInputs, Sample
 from modules.drawing import draw_images, starting_noise
+from modules.guides import find_guides
 
 KINDS = {
     "sd1": ("StableDiffusionInpaintPipeline", tiny_inpaint.make_sd, {}),
@@ -244,8 +245,6 @@ def test_a_dataset_without_masks_is_drawn_with_the_middle_hidden():
 
 
 def test_picture_files_are_read_for_drawing(tmp_path):
-    from modules.guides import find_guides
-
     Image.new("RGB", (64, 64), "red").save(tmp_path / "room.png")
     files = {"picture": [str(tmp_path / "room.png")], "inpaint": [str(tmp_path / "room.png")]}
     guides = find_guides(["picture", "inpaint"], files, [Sample(name="a", caption="")], size=SIZE)
