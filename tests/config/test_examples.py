@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 import tiny_inpaint
 from tiny import save_dataset, save_sd
 
@@ -15,9 +16,6 @@ EXAMPLES = sorted(
     path for path in (ROOT / "config").rglob("*.yaml") if path.name != "quickstart.yaml"
 )
 
-MODELS = {"inpainting": "inpainting_model"}
-"""Example -> the model it is for, where that is no plain Stable Diffusion."""
-
 WRITTEN = {
     "networks.controlnet.ControlNet": "/diffusion_pytorch_model.safetensors",
     "networks.hypernetwork.Hypernetwork": ".pt",
@@ -25,12 +23,17 @@ WRITTEN = {
 }
 
 
+MAKERS = {"inpainting": tiny_inpaint.make_sd, "sdxl_lora": tiny.make_sdxl}
+"""What makes the model of an example that isn't for Stable Diffusion 1."""
+
+
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
     """A directory with models and a dataset."""
     place = tmp_path_factory.mktemp("examples")
     save_sd(place / "model")
-    save_sd(place / "inpainting_model", make=tiny_inpaint.make_sd)
+    for stem, make in MAKERS.items():
+        save_sd(place / stem, make=make)
     save_dataset(place / "data", side_inputs=True, features=768)
     return place
 
@@ -54,6 +57,7 @@ def test_their_number():
         "lora.yaml",
         "lora_text_encoder.yaml",
         "pfg.yaml",
+        "sdxl_lora.yaml",
         "textual_inversion.yaml",
     ]
 
@@ -63,7 +67,7 @@ def test_an_example_trains(path, material, tmp_path):
     status = main.main(
         [
             str(path),
-            f"model.path={material / MODELS.get(path.stem, 'model')}",
+            f"model.path={material / (path.stem if path.stem in MAKERS else 'model')}",
             f"dataset.args.path={material / 'data'}",
             f"save.directory={tmp_path}",
             "train.max_train_steps=2",
@@ -127,10 +131,7 @@ def test_inpainting_with_the_whole_unet(material):
     text = (ROOT / "config" / "inpainting.yaml").read_text(encoding="utf-8")
     overrides = "networks=null model.trainable=[unet] train.learning_rate=1e-5"
     assert f"#   {overrides}\n" in text
-    paths = [
-        f"model.path={material / 'inpainting_model'}",
-        f"dataset.args.path={material / 'data'}",
-    ]
+    paths = [f"model.path={material / 'inpainting'}", f"dataset.args.path={material / 'data'}"]
     sizes = ["sample.width=32", "sample.height=32"]
     path = str(ROOT / "config" / "inpainting.yaml")
     assert main.main([path, *paths, *sizes, *overrides.split(), "--check"]) == 0
