@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_inpaint
 from tiny import save_dataset, save_sd
 
 import main
@@ -22,13 +23,13 @@ WRITTEN = {
 }
 
 
-MAKERS = {"sdxl_lora": tiny.make_sdxl}
+MAKERS = {"inpainting": tiny_inpaint.make_sd, "sdxl_lora": tiny.make_sdxl}
 """What makes the model of an example that isn't for Stable Diffusion 1."""
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    """A directory with a model and a dataset."""
+    """A directory with models and a dataset."""
     place = tmp_path_factory.mktemp("examples")
     save_sd(place / "model")
     for stem, make in MAKERS.items():
@@ -49,6 +50,7 @@ def test_their_number():
         "dreambooth.yaml",
         "finetune.yaml",
         "hypernetwork.yaml",
+        "inpainting.yaml",
         "locon.yaml",
         "loha.yaml",
         "lokr.yaml",
@@ -122,4 +124,14 @@ def test_finetune_for_a_smaller_card(material, capsys):
     paths = [f"model.path={material / 'model'}", f"dataset.args.path={material / 'data'}"]
     sizes = ["sample.width=32", "sample.height=32"]
     path = str(ROOT / "config" / "finetune.yaml")
+    assert main.main([path, *paths, *sizes, *overrides.split(), "--check"]) == 0
+
+
+def test_inpainting_with_the_whole_unet(material):
+    text = (ROOT / "config" / "inpainting.yaml").read_text(encoding="utf-8")
+    overrides = "networks=null model.trainable=[unet] train.learning_rate=1e-5"
+    assert f"#   {overrides}\n" in text
+    paths = [f"model.path={material / 'inpainting'}", f"dataset.args.path={material / 'data'}"]
+    sizes = ["sample.width=32", "sample.height=32"]
+    path = str(ROOT / "config" / "inpainting.yaml")
     assert main.main([path, *paths, *sizes, *overrides.split(), "--check"]) == 0
