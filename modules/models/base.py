@@ -141,6 +141,10 @@ class DiffusionModel:
         encoders = {f"text_encoders.{i}": te.module for i, te in enumerate(self.text_encoders)}
         return {"unet": self.denoiser, **encoders}
 
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        return f"{type(self).__name__}, {self.scheduler.config.prediction_type}"
+
     def base_version(self) -> dict[str, str]:
         """Metadata by which other programs tell this family."""
         return {}

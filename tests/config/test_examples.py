@@ -59,6 +59,7 @@ def test_their_number():
         "pfg.yaml",
         "sdxl_lora.yaml",
         "textual_inversion.yaml",
+        "vae.yaml",
     ]
 
 
@@ -83,7 +84,7 @@ def test_an_example_trains(path, material, tmp_path):
     assert status == 0
     run = tmp_path / path.stem
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2]
+    assert [record["step"] for record in records if "loss" in record] == [1, 2]
     assert (run / "config.yaml").is_file()
     assert (run / "loss.png").is_file()
     assert (run / "before_after.png").is_file()
@@ -91,7 +92,8 @@ def test_an_example_trains(path, material, tmp_path):
     assert (run / "samples" / "step00000002.png").is_file()
     networks = parse(path.read_text(encoding="utf-8"))[0].get("networks", {})
     if not networks:
-        assert (run / path.stem / "model_index.json").is_file()
+        index = "config.json" if path.stem == "vae" else "model_index.json"
+        assert (run / path.stem / index).is_file()
     for name, network in networks.items():
         ending = WRITTEN.get(network["module"], ".safetensors")
         stem = path.stem if len(networks) == 1 else f"{path.stem}-{name}"
