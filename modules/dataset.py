@@ -104,6 +104,11 @@ class LatentDataset(Dataset[Sample]):
         keys = {extra.key for extra in self._extras}
         return frozenset(keys | {"mask"} if self._mask else keys)
 
+    @property
+    def has_geometry(self) -> bool:
+        """Whether sizes and crops of the images are known."""
+        return self._geometry is not None
+
     def __len__(self) -> int:
         return len(self.names)
 

@@ -54,6 +54,7 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
         if hasattr(dataset, "check_latent_shapes"):
             sizes = (model.vae_scale_factor, model.latent_channels)
             explained(name, partial(dataset.check_latent_shapes, *sizes))
+        explained(name, partial(model.check_dataset, dataset))
     trained_base = explained("model.trainable", lambda: select_trained(config, model))
     networks = {}
     for name, network in config.networks.items():

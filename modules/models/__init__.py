@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "StableDiffusionPipeline": "modules.models.stable_diffusion.StableDiffusion",
+    "StableDiffusionXLPipeline": "modules.models.stable_diffusion_xl.StableDiffusionXL",
 }
 """`_class_name` of model_index.json -> the family's class."""
 
 _RELATED = {
     "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
     "StableDiffusionControlNetPipeline": "StableDiffusionPipeline",
+    "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLControlNetPipeline": "StableDiffusionXLPipeline",
 }
 
 
@@ -32,13 +35,14 @@ def load(
     Raises:
         ValueError: it is not there, not a diffusers model, or of a family that is not known.
     """
-    from modules.models.pieces import find_directory, read_index
+    from modules.models.checkpoint import DiffusersFolder
+    from modules.models.pieces import find_directory
 
-    directory = find_directory(path, weights=bool(weights))
-    name = read_index(directory, path)["_class_name"]
+    checkpoint = DiffusersFolder(find_directory(path, weights=bool(weights)), path=path)
+    name = checkpoint.index["_class_name"]
     family = FAMILIES.get(_RELATED.get(name, name))
     if family is None:
         raise ValueError(
             f"{path}: models of {name} are not supported; supported: {', '.join(FAMILIES)}"
         )
-    return resolve(family).from_pretrained(directory, path=path, vae=vae, weights=weights)
+    return resolve(family).from_checkpoint(checkpoint, vae=vae, weights=weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,6 @@ def check_pieces(directory: Path, names: Sequence[str]) -> None:
             missing.append(f"{name}/{' or '.join(wanted)}")
     if missing:
         raise ValueError(f"{directory}: the model is incomplete, it has no {', no '.join(missing)}")
-
-
-def is_wanted(name: str, weights: bool | Collection[str]) -> bool:
-    """Whether the weights of a piece are to be loaded: all, none, or those of the names."""
-    return weights if isinstance(weights, bool) else name in weights
 
 
 def load_piece(cls: Any, folder: Path, *, weights: bool = True) -> Any:

@@ -1,0 +1,96 @@
+"""The space in which a denoiser works: a VAE's latents, or pixels themselves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from modules.batch import Batch
+
+
+class Space(Protocol):
+    """How images get to the denoiser and back."""
+
+    scale_factor: int  # pixels of one position along a side
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Unscaled values of a batch's images, (B, C, h, w)."""
+        ...
+
+    def scale(self, values: Tensor) -> Tensor:
+        """Values in the range that the denoiser works on."""
+        ...
+
+    def decode(self, scaled: Tensor) -> list[Image.Image]:
+        """Pictures of scaled values, (B, C, h, w)."""
+        ...
+
+
+class Latents:
+    """Latents of a VAE, which a dataset may have cached; `scaling_factor` brings them to unit
+    variance (Rombach et al. 2022, arXiv:2112.10752, appendix G)."""
+
+    def __init__(self, vae: Any):
+        self.vae = vae
+        self.scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def encode(self, batch: Batch) -> Tensor:
+        if batch.latents is not None:
+            return batch.latents
+        if batch.pixel_values is None:
+            raise ValueError("the dataset gave neither latents nor pixel_values")
+        return self.encode_pixels(batch.pixel_values)
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        """A sample of the posterior of pixels (B, 3, H, W) in [-1, 1]."""
+        with torch.no_grad(), full_precision(pixel_values.device):
+            posterior = self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist
+            return posterior.sample().float()
+
+    def scale(self, values: Tensor) -> Tensor:
+        return values * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, scaled: Tensor) -> list[Image.Image]:
+        with full_precision(scaled.device):
+            latents = scaled.to(self.vae.dtype) / self.vae.config.scaling_factor
+            pixels = torch.cat([self.vae.decode(one).sample for one in latents.split(1)])
+        return to_pictures(pixels)
+
+
+class Pixels:
+    """Pixels in [-1, 1], as they are."""
+
+    scale_factor = 1
+
+    def encode(self, batch: Batch) -> Tensor:
+        if batch.pixel_values is None:
+            raise ValueError(
+                "this model works on pixels, which the dataset doesn't give; use "
+                "modules.image_dataset.ImageDataset"
+            )
+        return batch.pixel_values
+
+    def scale(self, values: Tensor) -> Tensor:
+        return values
+
+    def decode(self, scaled: Tensor) -> list[Image.Image]:
+        return to_pictures(scaled)
+
+
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """Pictures of pixels (B, 3, H, W) in [-1, 1]."""
+    pixels = (pixels.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return [Image.fromarray(p.numpy()) for p in pixels.permute(0, 2, 3, 1).cpu()]
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Switch autocast off: the VAE overflows in float16."""
+    with torch.autocast(device.type, enabled=False):
+        yield
