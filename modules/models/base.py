@@ -18,6 +18,7 @@ from modules.batch import Batch, DenoiserInputs
 from modules.models import layers
 from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
 from modules.models.folder import save_folder
+from modules.models.full_file import save_single_file
 from modules.models.patterns import matches
 from modules.models.portable import classic_name
 from modules.models.spaces import Latents, Pixels, Space
@@ -48,6 +49,7 @@ class DiffusionModel:
     text_needs_gradients: bool = True
     changed: frozenset[str] = frozenset()  # components that a network was merged into
     scheduler_changes: Mapping[str, Any] = MappingProxyType({})  # since the checkpoint was loaded
+    prediction_source: str | None = "its scheduler"  # what says the type; None: nothing does
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class DiffusionModel:
         self.vae = vae
         self.scheduler = scheduler
         self.path = path
-        self._checkpoint: Checkpoint | None = None
+        self.checkpoint: Checkpoint | None = None
         self._originals: Mapping[str, Callable[..., Any]] = {}
 
     @classmethod
@@ -83,12 +85,19 @@ class DiffusionModel:
             scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
             path=checkpoint.path,
         )
-        model._checkpoint, model._originals = checkpoint, originals
+        model.checkpoint, model._originals = checkpoint, originals
+        model.prediction_source = checkpoint.prediction_source
         return model
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
         """Write the pieces as a diffusers directory."""
         save_folder(self, directory, dtype=dtype)
+
+    def save_single_file(
+        self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the pieces as one .safetensors in the original layout."""
+        save_single_file(self, path, dtype=dtype, metadata=metadata or {})
 
     def pieces(self) -> dict[str, Any]:
         """Everything that a checkpoint has a folder for, but the scheduler, by its name there."""
@@ -110,13 +119,13 @@ class DiffusionModel:
 
     def pipeline_settings(self) -> dict[str, Any]:
         """Switches of the checkpoint's pipeline, and what it doesn't have."""
-        index = self._checkpoint.index if self._checkpoint else {}
+        index = self.checkpoint.index if self.checkpoint else {}
         switches = {k: v for k, v in index.items() if isinstance(v, bool)}
         return {**switches, **self.absent}
 
     def scheduler_config(self) -> dict[str, Any]:
         """The checkpoint's scheduler, with what training changed of it."""
-        own = self._checkpoint.scheduler_config() if self._checkpoint else self.scheduler.config
+        own = self.checkpoint.scheduler_config() if self.checkpoint else self.scheduler.config
         config = {**own, **self.scheduler_changes}
         if config.get("rescale_betas_zero_snr"):  # not every scheduler knows it, DDIM does
             config["_class_name"] = "DDIMScheduler"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 CONFIGS = Path(__file__).parent / "configs"
 """The published configs of each kind's pieces, as far as they differ from the classes' defaults."""
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
+
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
+"""Names of empty tensors that say what a model was trained with."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,6 +29,7 @@ class Layout:
     inpainting: str  # that of a UNet which takes mask and masked image too
     prefixes: Mapping[str, str]  # piece -> what its tensors' names begin with
     open_clip: frozenset[str] = frozenset()  # text encoders under OpenCLIP's names
+    switches: Mapping[str, bool] = field(default_factory=dict)  # of the pipeline
     architecture: str  # in the metadata, https://github.com/Stability-AI/ModelSpec
 
 
@@ -53,6 +59,7 @@ SDXL = Layout(
         "vae": VAE,
     },
     open_clip=frozenset({"text_encoder_2"}),
+    switches={"force_zeros_for_empty_prompt": True},
     architecture="stable-diffusion-xl-v1-base",
 )
 
@@ -94,6 +101,12 @@ def find_layout(shapes: Shapes, path: str) -> Layout:
         if any(name.startswith(last) for name in shapes):
             return layout
     raise ValueError(f"{path}: {_seems(shapes, has_unet=True)}")
+
+
+def published_config(layout: Layout, piece: str) -> dict[str, Any]:
+    """The published config of a piece; empty if there is none."""
+    file = CONFIGS / layout.name / f"{piece}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def layout_of(pipeline: str, *, linear_projection: bool) -> Layout:

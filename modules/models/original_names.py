@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from modules.models.compvis import compvis_name
+from modules.models.compvis import unet_module_name
 from modules.models.layouts import Layout
 from modules.models.portable import classic_name
 
@@ -52,7 +52,7 @@ def places(piece: str, module: Any, layout: Layout) -> dict[str, Place]:
     """The place of each tensor of a piece's module in a file of this kind."""
     keys, prefix = module.state_dict(), layout.prefixes[piece]
     if piece == "unet":
-        return {key: Place(prefix + name) for key, name in unet_names(module, keys).items()}
+        return {key: Place(prefix + unet_module_name(key, module.config)) for key in keys}
     if piece == "vae":
         found = vae_places(module, keys)
     elif piece in layout.open_clip:
@@ -78,20 +78,6 @@ def pack(tensors: Mapping[str, Tensor], where: Mapping[str, Place]) -> dict[str,
     for name, parts in stacks.items():
         packed[name] = torch.cat([parts[form] for form in _STACK])
     return packed
-
-
-def unet_names(unet: Any, keys: Iterable[str]) -> dict[str, str]:
-    """The original name of each tensor of a UNet."""
-    crossed = [kind.startswith("CrossAttn") for kind in unet.config.up_block_types]
-    names = {}
-    for key in keys:
-        block = re.match(r"up_blocks\.(\d+)\.", key)
-        names[key] = compvis_name(
-            key,
-            layers_per_block=unet.config.layers_per_block,
-            has_attention=crossed[int(block[1])] if block else True,
-        )
-    return names
 
 
 def vae_places(vae: Any, keys: Iterable[str]) -> dict[str, Place]:

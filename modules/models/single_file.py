@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,16 +11,17 @@ from torch import Tensor
 
 from modules.models.clip_tokenizer import make_tokenizer
 from modules.models.filling import check_tensors, fill, make_module
-from modules.models.layouts import CONFIGS, UNET, Layout, Shapes, find_layout
+from modules.models.layouts import (
+    UNET,
+    V_PREDICTION,
+    ZERO_SNR,
+    Shapes,
+    find_layout,
+    published_config,
+)
 from modules.models.original_names import places
 from modules.models.tensor_file import open_tensors
-
-CONFIGS_KEY = "sd_trainer.configs"
-"""Metadata of files that we wrote: configs of pieces, as far as they aren't the published ones."""
-
-V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
-"""Names of empty tensors that say what a model was trained with."""
-
+from modules.models.unpublished import own_configs
 
 class SingleFile:
     """A checkpoint in one file; its configs and tokenizers are the repository's own.
@@ -40,15 +40,10 @@ class SingleFile:
         self._names = {_today(name): name for name in self._file.shapes}
         self._shapes: Shapes = {n: self._file.shapes[old] for n, old in self._names.items()}
         self.layout = find_layout(self._shapes, self.path)
-        self._own_configs = _own_configs(self._file.metadata, self.path)
+        self._own_configs = own_configs(self._file.metadata, self.path)
         self._told = prediction_type
         self.prediction_source = self._prediction_source()
-        self.index: Mapping[str, Any] = {"_class_name": self._pipeline()}
-
-    @property
-    def prediction_is_known(self) -> bool:
-        """Whether the file, the person or the kind of model says what is predicted."""
-        return self.prediction_source is not None
+        self.index: Mapping[str, Any] = {"_class_name": self._pipeline(), **self.layout.switches}
 
     def check(self, names: Sequence[str]) -> None:
         """Check that the file has every piece; tokenizers and scheduler come from the repository.
@@ -82,9 +77,7 @@ class SingleFile:
 
     def config(self, name: str) -> dict[str, Any]:
         """The config of a piece: the published one, with what the file says of itself."""
-        file = CONFIGS / self.layout.name / f"{name}.json"
-        published = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        config = {**published, **self._own_configs.get(name, {})}
+        config = {**published_config(self.layout, name), **self._own_configs.get(name, {})}
         if name == "unet":
             config["in_channels"] = self._in_channels()
         return config
@@ -138,12 +131,3 @@ def _today(name: str) -> str:
         r"\1text_model.",
         name,
     )
-
-
-def _own_configs(metadata: Mapping[str, str], path: str) -> dict[str, dict[str, Any]]:
-    try:
-        configs = json.loads(metadata.get(CONFIGS_KEY, "{}"))
-    except ValueError as error:
-        raise ValueError(f"{path}: its metadata {CONFIGS_KEY} is no JSON ({error})") from error
-    return configs
-

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-_EXECUTABLE = SUFFIXES[1:]  # pickles
+_PICKLES = SUFFIXES[1:]
+_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class TensorFile(Protocol):
@@ -30,19 +31,31 @@ def open_tensors(path: Path) -> TensorFile:
     """Open a file; of .safetensors only the header is read, a .ckpt stays on disk where it can.
 
     Raises:
-        ValueError: there is no such file, it can't be read, or it holds more than tensors.
+        ValueError: it can't be read, or holds more than tensors.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: is not one of {', '.join(SUFFIXES)}")
-    if not path.is_file():
+        raise ValueError(
+            f"{path}: a model in one file ends with one of {', '.join(SUFFIXES)}, not {suffix!r}"
+        )
+    return PickledTensors(path) if suffix in _PICKLES else Safetensors(path)
+
+
+def find_file(path: str) -> Path | None:
+    """The file that a path names; None if it names a directory or, by its look, a hub id.
+
+    A relative path that the current directory doesn't have is looked for beside main.py.
+
+    Raises:
+        ValueError: it looks like a file of tensors and isn't there.
+    """
+    places = (Path(path), _ROOT / path)
+    found = next((place for place in places if place.exists()), None)
+    if found is not None:
+        return found if found.is_file() else None
+    if path.lower().endswith(SUFFIXES):
         raise ValueError(f"{path}: no such file")
-    return PickledTensors(path) if suffix in _EXECUTABLE else Safetensors(path)
-
-
-def is_tensor_file(path: str) -> bool:
-    """Whether a path names a file of tensors, there or not: by its ending, or as it is one."""
-    return path.lower().endswith(SUFFIXES) or Path(path).is_file()
+    return None
 
 
 class Safetensors:
