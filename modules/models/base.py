@@ -157,6 +157,7 @@ class DiffusionModel:
         Raises:
             ValueError: it doesn't.
         """
+        self.space.check(dataset[0])
 
     # -- the four verbs ---------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ def check_pieces(directory: Path, names: Sequence[str]) -> None:
     files = {"tokenizer": ("tokenizer.json", "vocab.json"), "scheduler": ("scheduler_config.json",)}
     missing = []
     for name in names:
-        wanted = files.get(name, ("config.json",))
+        wanted = files.get(name.partition("_")[0], ("config.json",))
         if not any((directory / name / file).is_file() for file in wanted):
             missing.append(f"{name}/{' or '.join(wanted)}")
     if missing:

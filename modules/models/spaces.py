@@ -10,13 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from modules.batch import Batch
+from modules.batch import Batch, Sample
 
 
 class Space(Protocol):
     """How images get to the denoiser and back."""
 
     scale_factor: int  # pixels of one position along a side
+
+    def check(self, sample: Sample) -> None:
+        """Raise ValueError if a dataset's sample has no image that can be encoded."""
+        ...
 
     def encode(self, batch: Batch) -> Tensor:
         """Unscaled values of a batch's images, (B, C, h, w)."""
@@ -32,18 +36,23 @@ class Space(Protocol):
 
 
 class Latents:
-    """Latents of a VAE, which a dataset may have cached; `scaling_factor` brings them to unit
-    variance (Rombach et al. 2022, arXiv:2112.10752, appendix G)."""
+    """Latents of a VAE, which a dataset may have cached.
+
+    `scaling_factor` brings them to unit variance (Rombach et al. 2022, arXiv:2112.10752, G).
+    """
 
     def __init__(self, vae: Any):
         self.vae = vae
         self.scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
+    def check(self, sample: Sample) -> None:
+        if sample.latents is None and sample.pixel_values is None:
+            raise ValueError(f"{sample.name}: has neither latents nor pixel_values")
+
     def encode(self, batch: Batch) -> Tensor:
         if batch.latents is not None:
             return batch.latents
-        if batch.pixel_values is None:
-            raise ValueError("the dataset gave neither latents nor pixel_values")
+        assert batch.pixel_values is not None, "the dataset gave neither latents nor pixel_values"
         return self.encode_pixels(batch.pixel_values)
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
@@ -68,12 +77,15 @@ class Pixels:
 
     scale_factor = 1
 
-    def encode(self, batch: Batch) -> Tensor:
-        if batch.pixel_values is None:
+    def check(self, sample: Sample) -> None:
+        if sample.pixel_values is None:
             raise ValueError(
-                "this model works on pixels, which the dataset doesn't give; use "
-                "modules.image_dataset.ImageDataset"
+                f"{sample.name}: has no pixel_values, and this model works on pixels; write "
+                "`module: modules.dataset.ImageDataset`"
             )
+
+    def encode(self, batch: Batch) -> Tensor:
+        assert batch.pixel_values is not None, "the dataset gave no pixel_values"
         return batch.pixel_values
 
     def scale(self, values: Tensor) -> Tensor:

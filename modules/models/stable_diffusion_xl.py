@@ -100,6 +100,7 @@ class StableDiffusionXL(DiffusionModel):
         return torch.cat([original, corner, final], dim=1)
 
     def check_dataset(self, dataset: Any) -> None:
+        super().check_dataset(dataset)
         if not getattr(dataset, "has_geometry", True):
             logger.warning(
                 "%s: has no images.jsonl, so sizes and crops of the images are not known, and each "
