@@ -40,7 +40,8 @@ class Plan:
         """The plan as text."""
         model = self.model
         family = type(model).__name__
-        prediction = model.scheduler.config.prediction_type
+        told, source = model.scheduler.config.prediction_type, model.prediction_source
+        prediction = f"{told} by {source}" if source else "prediction type to be measured"
         lines = [f"model      {model.path} ({family}, {prediction})"]
         for group in self.groups:
             lines.append(

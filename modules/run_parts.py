@@ -12,6 +12,7 @@ import torch
 from modules.errors import explained
 from modules.models import load
 from modules.models.base import DiffusionModel
+from modules.models.full_file import file_layout
 from modules.optimizer import ParameterGroup
 from modules.parts import (
     build_dataset,
@@ -21,8 +22,9 @@ from modules.parts import (
     parameter_groups,
     select_trained,
 )
+from modules.prediction_probe import sample_batches, settle_prediction
 from modules.protocols import Network
-from modules.sections import Config
+from modules.sections import Config, ModelConfig
 from modules.text_stop import check_text_stop, text_parameters
 
 
@@ -48,14 +50,18 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
         if part is not None:
             action = partial(build_dataset, part, seed=config.train.seed)
             datasets[name] = explained(name, action)
-    section = config.model
-    model = explained("model", lambda: load(section.path, vae=section.vae, weights=weights))
+    model = explained("model", partial(_load_model, config.model, weights=weights))
     for name, dataset in datasets.items():
         if hasattr(dataset, "check_latent_shapes"):
             sizes = (model.vae_scale_factor, model.latent_channels)
             explained(name, partial(dataset.check_latent_shapes, *sizes))
         explained(name, partial(model.check_dataset, dataset))
+    if weights:
+        batches = partial(sample_batches, datasets["dataset"])
+        explained("model", partial(settle_prediction, model, batches))
     trained_base = explained("model.trainable", lambda: select_trained(config, model))
+    if trained_base and config.save.format == "single_file":
+        explained("save.format", partial(file_layout, model))
     networks = {}
     for name, network in config.networks.items():
         action = partial(build_network, network, datasets, model)
@@ -83,3 +89,8 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
         objective=explained("objective", lambda: build_objective(config, model)),
         sampler=sampler,
     )
+
+
+def _load_model(section: ModelConfig, *, weights: bool) -> DiffusionModel:
+    told = section.prediction_type
+    return load(section.path, vae=section.vae, weights=weights, prediction_type=told)

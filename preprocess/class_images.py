@@ -102,10 +102,12 @@ def _load_painter(
 
     from modules.drawing import draw_images
     from modules.models import load
+    from modules.prediction_probe import grey_batches, settle_prediction
     from preprocess.device import choose_device, choose_dtype
 
     place, precision = choose_device(device), choose_dtype(dtype)
     model = load(path)
+    settle_prediction(model, partial(grey_batches, model, settings["prompt"]))
     for name, side in zip(("width", "height"), size, strict=True):
         if side < 1 or side % model.size_multiple:
             raise ValueError(

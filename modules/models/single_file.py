@@ -23,6 +23,7 @@ from modules.models.original_names import places
 from modules.models.tensor_file import open_tensors
 from modules.models.unpublished import own_configs
 
+
 class SingleFile:
     """A checkpoint in one file; its configs and tokenizers are the repository's own.
 

@@ -66,7 +66,9 @@ class Safetensors:
         try:
             with safe_open(path, "pt") as file:
                 self.metadata: Mapping[str, str] = file.metadata() or {}
-                self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                self.shapes = {
+                    name: tuple(file.get_slice(name).get_shape()) for name in file.keys()
+                }
         except Exception as error:  # safetensors has a kind of its own
             raise ValueError(f"{path}: {_reason(error)}") from error
 
