@@ -65,8 +65,8 @@ def settle_prediction(model: DiffusionModel, batches: Callable[[], Iterable[Batc
     told = f"loss {means[better]:.3f} as {better}, {means[worse]:.3f} as {worse}"
     if not means[worse] > _LEAST_RATIO * means[better]:
         raise ValueError(
-            f"{model.path}: nothing in the file says what the model predicts, and measuring doesn't "
-            f"tell ({told}); say it by model.prediction_type"
+            f"{model.path}: nothing in the file says what the model predicts, and measuring does "
+            f"not tell ({told}); say it by model.prediction_type"
         )
     model.use_scheduler(make_scheduler(model.scheduler, better, None))
     model.prediction_source = f"measuring: {told}"

@@ -31,7 +31,7 @@ class ModelConfig:
     vae: str | None = None
     """Another VAE: a directory, a file or a hub id."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """What a single file predicts, where it doesn't say; null asks its markers, and measures SD2."""
+    """What a single file predicts; null asks its markers and its kind, and measures an SD2."""
     trainable: list[str] = field(default_factory=list)
     """Parts of the base that are trained: module paths as `unet`, `unet.up_blocks`,
     `text_encoders`, `text_encoders.0`; `*` stands for anything."""

@@ -18,7 +18,6 @@ from modules.batch import Batch, DenoiserInputs
 from modules.models import layers
 from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
 from modules.models.folder import save_folder
-from modules.models.full_file import save_single_file
 from modules.models.patterns import matches
 from modules.models.portable import classic_name
 from modules.models.spaces import Latents, Pixels, Space
@@ -92,12 +91,6 @@ class DiffusionModel:
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
         """Write the pieces as a diffusers directory."""
         save_folder(self, directory, dtype=dtype)
-
-    def save_single_file(
-        self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str] | None = None
-    ) -> None:
-        """Write the pieces as one .safetensors in the original layout."""
-        save_single_file(self, path, dtype=dtype, metadata=metadata or {})
 
     def pieces(self) -> dict[str, Any]:
         """Everything that a checkpoint has a folder for, but the scheduler, by its name there."""

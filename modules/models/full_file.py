@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def save_single_file(
-    model: DiffusionModel, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]
+    model: DiffusionModel,
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write every piece in `dtype`, with what marks the prediction type.
 
@@ -32,18 +37,27 @@ def save_single_file(
     from safetensors.torch import save_file
 
     layout, scheduler = file_layout(model), model.scheduler_config()
-    tensors: dict[str, Tensor] = {}
-    for name in layout.prefixes:
-        tensors |= _tensors(name, model, layout, dtype)
-    if scheduler.get("prediction_type") == "v_prediction":
-        tensors[V_PREDICTION] = torch.tensor([])
-    if scheduler.get("rescale_betas_zero_snr"):
-        tensors[ZERO_SNR] = torch.tensor([])
+    tensors = file_tensors(model, dtype=dtype)
     described = {**_describe(model, layout, path.stem), **metadata, "format": "pt"}
     configs = unpublished_configs(model.pieces(), scheduler, layout)
     if configs:
         described[CONFIGS_KEY] = json.dumps(configs, ensure_ascii=False)
     save_file(tensors, path, metadata=described)
+
+
+def file_tensors(
+    model: DiffusionModel, *, dtype: torch.dtype, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """The tensors of a model by their names in a file."""
+    layout, scheduler = file_layout(model), model.scheduler_config()
+    tensors: dict[str, Tensor] = {}
+    for name in layout.prefixes:
+        tensors |= _piece_tensors(name, model, layout, dtype, device)
+    if scheduler.get("prediction_type") == "v_prediction":
+        tensors[V_PREDICTION] = torch.tensor([])
+    if scheduler.get("rescale_betas_zero_snr"):
+        tensors[ZERO_SNR] = torch.tensor([])
+    return tensors
 
 
 def file_layout(model: DiffusionModel) -> Layout:
@@ -56,12 +70,12 @@ def file_layout(model: DiffusionModel) -> Layout:
     return layout_of(model.pipeline, linear_projection=linear)
 
 
-def _tensors(
-    name: str, model: DiffusionModel, layout: Layout, dtype: torch.dtype
+def _piece_tensors(
+    name: str, model: DiffusionModel, layout: Layout, dtype: torch.dtype, device: str
 ) -> dict[str, Tensor]:
     """What the file has of a piece."""
     module = model.as_trained(name)
-    own = {key: tensor.detach().to("cpu", dtype) for key, tensor in module.state_dict().items()}
+    own = {key: tensor.detach().to(device, dtype) for key, tensor in module.state_dict().items()}
     found = pack(own, places(name, module, layout))
     if not name.startswith("text_encoder"):
         return found

@@ -63,6 +63,8 @@ SDXL = Layout(
     architecture="stable-diffusion-xl-v1-base",
 )
 
+LAYOUTS = {layout.name: layout for layout in (SDXL, SD2, SD1)}
+
 _OTHERS = {
     "conditioner.embedders.0.model.": "the refiner of SDXL, which is not a base model; take the "
     "base",
@@ -96,7 +98,7 @@ def find_layout(shapes: Shapes, path: str) -> Layout:
                 "file with the weights themselves"
             )
         raise ValueError(f"{path}: {_seems(shapes)}")
-    for layout in (SDXL, SD2, SD1):
+    for layout in LAYOUTS.values():
         last = [p for piece, p in layout.prefixes.items() if piece.startswith("text_encoder")][-1]
         if any(name.startswith(last) for name in shapes):
             return layout
@@ -117,9 +119,9 @@ def layout_of(pipeline: str, *, linear_projection: bool) -> Layout:
     Raises:
         ValueError: there is none.
     """
-    if pipeline == SDXL.pipeline:
+    if pipeline in (SDXL.pipeline, SDXL.inpainting):
         return SDXL
-    if pipeline == SD1.pipeline:
+    if pipeline in (SD1.pipeline, SD1.inpainting):
         return SD2 if linear_projection else SD1
     raise ValueError(f"models of {pipeline} can't be written as one file; use format: diffusers")
 

@@ -1,11 +1,12 @@
-"""Tensors in one file, .safetensors or .ckpt: names and shapes first, each tensor when asked for."""
+"""Tensors in one file, .safetensors or .ckpt: shapes first, each tensor when it is asked for."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +23,7 @@ class TensorFile(Protocol):
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
 
-    def reading(self) -> Any:
+    def reading(self) -> AbstractContextManager[Callable[[str], Tensor]]:
         """A context with a function that reads the tensor of a name."""
         ...
 
@@ -59,16 +60,20 @@ def find_file(path: str) -> Path | None:
 
 
 class Safetensors:
+    """A .safetensors file, opened only while it is read."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+
     def __init__(self, path: Path):
         from safetensors import safe_open
 
         self._path = path
         try:
             with safe_open(path, "pt") as file:
-                self.metadata: Mapping[str, str] = file.metadata() or {}
-                self.shapes = {
-                    name: tuple(file.get_slice(name).get_shape()) for name in file.keys()
-                }
+                self.metadata = file.metadata() or {}
+                names = list(file.keys())
+                self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except Exception as error:  # safetensors has a kind of its own
             raise ValueError(f"{path}: {_reason(error)}") from error
 
@@ -87,7 +92,8 @@ class PickledTensors:
         ValueError: it holds objects of other kinds; names them.
     """
 
-    metadata: Mapping[str, str] = {}
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, path: Path):
         content = _load(path)

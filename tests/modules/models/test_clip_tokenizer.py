@@ -1,4 +1,4 @@
-"""CLIP's tokenizer from the repository's own file: ids, padding, and vocabularies of other kinds."""
+"""CLIP's tokenizer from the repository's own file: ids, padding, and other vocabularies."""
 
 from __future__ import annotations
 
