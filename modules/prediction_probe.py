@@ -14,6 +14,7 @@ from modules.objectives import make_scheduler
 
 logger = logging.getLogger(__name__)
 
+_FIRST_SEED = 0x5EED0000  # none that a dataset may have drawn its own noise with
 _LEAST_RATIO = 1.5  # of the larger loss to the smaller; below it neither is believed
 
 
@@ -26,7 +27,7 @@ def measure_losses(model: DiffusionModel, batch: Batch, *, seed: int = 0) -> dic
     fraction of the other there. The state of the random numbers stays as it is.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(_FIRST_SEED + seed)
         clean = model.encode_images(batch)
         noise = torch.randn(clean.shape).to(clean)
         places = 0.4 + 0.4 * torch.rand(len(clean))

@@ -78,6 +78,8 @@ _OTHERS = {
     "controlnet_cond_embedding.": "a ControlNet, not a base model",
     "down_blocks.": "a UNet alone in diffusers' format; take the whole diffusers directory",
     "encoder.": "a VAE alone; it belongs into model.vae",
+    "decoder.": "a VAE alone; it belongs into model.vae",
+    VAE: "a VAE alone; it belongs into model.vae",
     "text_model.": "a text encoder alone, not a base model",
     "emb_params": "a textual inversion, not a base model",
     "string_to_param": "a textual inversion, not a base model",
@@ -98,6 +100,8 @@ def find_layout(shapes: Shapes, path: str) -> Layout:
                 "file with the weights themselves"
             )
         raise ValueError(f"{path}: {_seems(shapes)}")
+    if any(name.startswith("edm_") for name in shapes):
+        raise ValueError(f"{path}: predicts by EDM's schedule, which is not supported")
     for layout in LAYOUTS.values():
         last = [p for piece, p in layout.prefixes.items() if piece.startswith("text_encoder")][-1]
         if any(name.startswith(last) for name in shapes):
@@ -128,6 +132,8 @@ def layout_of(pipeline: str, *, linear_projection: bool) -> Layout:
 
 def _seems(shapes: Shapes, *, has_unet: bool = False) -> str:
     for start, what in _OTHERS.items():
+        if has_unet and not start.startswith((UNET, "conditioner.")):
+            continue
         if any(name.startswith(start) for name in shapes):
             return f"seems to be {what}"
     if has_unet:

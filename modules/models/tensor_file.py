@@ -14,7 +14,6 @@ from torch import Tensor
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _PICKLES = SUFFIXES[1:]
-_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class TensorFile(Protocol):
@@ -45,16 +44,13 @@ def open_tensors(path: Path) -> TensorFile:
 def find_file(path: str) -> Path | None:
     """The file that a path names; None if it names a directory or, by its look, a hub id.
 
-    A relative path that the current directory doesn't have is looked for beside main.py.
-
     Raises:
         ValueError: it looks like a file of tensors and isn't there.
     """
-    places = (Path(path), _ROOT / path)
-    found = next((place for place in places if place.exists()), None)
-    if found is not None:
-        return found if found.is_file() else None
-    if path.lower().endswith(SUFFIXES):
+    file = Path(path)
+    if file.is_file():
+        return file
+    if path.lower().endswith(SUFFIXES) and not file.is_dir():
         raise ValueError(f"{path}: no such file")
     return None
 
