@@ -1,4 +1,4 @@
-"""What a model predicts, by measuring: on the trained tiny model, and the same as an epsilon one."""
+"""What a model predicts, by measuring: on the trained tiny model, and on it turned to epsilon."""
 
 from __future__ import annotations
 
