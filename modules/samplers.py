@@ -28,7 +28,8 @@ class GridSampler:
         extras: files for what networks ask for, one for each prompt or one for all; without them
             the dataset's images serve.
         tome: merge tokens, if training does.
-        width, height: pixels; multiples of what the model divides by.
+        width, height: pixels; multiples of what the model divides by; None is the size of the
+            images that it was made for.
         guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
         seed: of the first prompt; the next has one more.
         every_epochs, every_steps: how often; the end of the run always gets a grid.
@@ -43,8 +44,8 @@ class GridSampler:
         num_images: int = 4,
         extras: Mapping[str, Sequence[str]] | None = None,
         negative_prompt: str = "",
-        width: int = 512,
-        height: int = 512,
+        width: int | None = None,
+        height: int | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 7.5,
         tome: bool = False,
@@ -60,7 +61,8 @@ class GridSampler:
         self.num_images = num_images
         self.tome = tome
         self.negative_prompt = negative_prompt
-        self.width, self.height = width, height
+        self._asked_size = width, height
+        self.size = (0, 0)  # width, height, once the model is known
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
         self.seed = seed
@@ -77,12 +79,7 @@ class GridSampler:
         Raises:
             ValueError: the model can't draw images of this size, or there is no guide for one.
         """
-        for name, side in (("width", self.width), ("height", self.height)):
-            if side % model.size_multiple:
-                raise ValueError(
-                    f"{name}: {side} is no multiple of {model.size_multiple}, which "
-                    "this model's images must be"
-                )
+        self.size = model.image_size(*self._asked_size)
         asks = {name: list(getattr(net, "requires", ())) for name, net in networks.items()}
         asked = list(dict.fromkeys(key for keys in asks.values() for key in keys))
         for key in self._files:
@@ -92,8 +89,7 @@ class GridSampler:
         if not self.prompts:
             self.prompts = [whole_caption(dataset, index) for index in indices]
         indices = [indices[n % len(indices)] for n in range(len(self.prompts))]
-        size = (self.width, self.height)
-        self._guides = find_guides(asked, self._files, dataset, indices, size=size)
+        self._guides = find_guides(asked, self._files, dataset, indices, size=self.size)
         for name, network in networks.items():
             if asks[name] and hasattr(network, "check_extras"):
                 network.check_extras({key: self._guides[key][0] for key in asks[name]})
@@ -134,7 +130,7 @@ class GridSampler:
                     negative_prompt=self.negative_prompt,
                     extras={key: guides[chosen] for key, guides in self._guides.items()},
                     seeds=seeds,
-                    size=(self.width, self.height),
+                    size=self.size,
                     num_inference_steps=self.num_inference_steps,
                     guidance_scale=self.guidance_scale,
                     tome=self.tome,

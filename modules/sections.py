@@ -192,10 +192,10 @@ class SampleConfig:
     without them the dataset's own serve."""
     negative_prompt: str = ""
     """What the images should not show."""
-    width: Count = 512
-    """Width in pixels."""
-    height: Count = 512
-    """Height in pixels."""
+    width: Count | None = None
+    """Width in pixels; null takes that of the images which the model was made for."""
+    height: Count | None = None
+    """Height in pixels, likewise."""
     num_inference_steps: Count = 25
     """Denoising steps of an image."""
     guidance_scale: NonNegative = 7.5

@@ -30,8 +30,8 @@ def class_images(
     prompt: str,
     count: int = 200,
     negative_prompt: str = "",
-    width: int = 512,
-    height: int = 512,
+    width: int | None = None,
+    height: int | None = None,
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
     seed: int = 0,
@@ -95,7 +95,12 @@ def _missing(folder: Path, count: int, prompt: str) -> list[int]:
 
 
 def _load_painter(
-    path: str, *, dtype: str, device: str | None, size: tuple[int, int], **settings: Any
+    path: str,
+    *,
+    dtype: str,
+    device: str | None,
+    size: tuple[int | None, int | None],
+    **settings: Any,
 ) -> Any:
     """A function that draws one image for each of its `seeds`."""
     import torch
@@ -107,13 +112,8 @@ def _load_painter(
 
     place, precision = choose_device(device), choose_dtype(dtype)
     model = load(path)
+    size = model.image_size(*size)
     settle_prediction(model, partial(grey_batches, model, settings["prompt"]))
-    for name, side in zip(("width", "height"), size, strict=True):
-        if side < 1 or side % model.size_multiple:
-            raise ValueError(
-                f"{name}: {side} is no multiple of {model.size_multiple}, which this model's "
-                "images must be"
-            )
     for piece in (*model.components().values(), model.vae):
         if piece is not None:
             torch.nn.Module.to(piece, place, precision).eval()
@@ -165,8 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--negative_prompt", default=argparse.SUPPRESS, help="what they should not show"
     )
     parser.add_argument("--count", type=int, default=200, help="images that the folder is to have")
-    parser.add_argument("--width", type=int, default=512, help="in pixels")
-    parser.add_argument("--height", type=int, default=512, help="in pixels")
+    parser.add_argument("--width", type=int, help="in pixels; the model's own without it")
+    parser.add_argument("--height", type=int, help="in pixels; the model's own without it")
     parser.add_argument(
         *("--num_inference_steps", "--steps"), type=int, default=25, help="denoising steps"
     )

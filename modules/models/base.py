@@ -226,14 +226,25 @@ class DiffusionModel:
         return self.space.scale_factor
 
     @property
-    def native_size(self) -> int:
-        """Pixels of a side of the images that the checkpoint was made for."""
-        return self.denoiser.config.sample_size * self.vae_scale_factor
-
-    @property
     def size_multiple(self) -> int:
         """Image sides must be multiples of this."""
         return self.vae_scale_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
+
+    def image_size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        """Width and height of images to draw; None is a side of those the model was made for.
+
+        Raises:
+            ValueError: the model can't draw images of this size.
+        """
+        native = self.denoiser.config.sample_size * self.vae_scale_factor
+        size = (native if width is None else width, native if height is None else height)
+        for name, side in zip(("width", "height"), size, strict=True):
+            if side < 1 or side % self.size_multiple:
+                raise ValueError(
+                    f"{name}: {side} is no multiple of {self.size_multiple}, which this model's "
+                    "images must be"
+                )
+        return size
 
     # -- finding modules --------------------------------------------------------------------
 
