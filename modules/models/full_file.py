@@ -115,7 +115,7 @@ def _unused(
 def _describe(model: DiffusionModel, layout: Layout, title: str) -> dict[str, str]:
     """The fields of ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec."""
     velocity = model.scheduler.config.prediction_type == "v_prediction"
-    architecture, side = layout.architecture, model.native_size
+    architecture, (width, height) = layout.architecture, model.image_size(None, None)
     if velocity and layout.name == "sd2":
         architecture = "stable-diffusion-v2-768-v"
     return {
@@ -123,6 +123,6 @@ def _describe(model: DiffusionModel, layout: Layout, title: str) -> dict[str, st
         "modelspec.architecture": architecture,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": title,
-        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.resolution": f"{width}x{height}",
         "modelspec.prediction_type": "v" if velocity else "epsilon",
     }
