@@ -39,10 +39,7 @@ class Plan:
     def lines(self, directory: Path) -> list[str]:
         """The plan as text."""
         model = self.model
-        family = type(model).__name__
-        told, source = model.scheduler.config.prediction_type, model.prediction_source
-        prediction = f"{told} by {source}" if source else "prediction type to be measured"
-        lines = [f"model      {model.path} ({family}, {prediction})"]
+        lines = [f"model      {model.path} ({model.describe()})"]
         for group in self.groups:
             lines.append(
                 f"trained    {group.name}: {group.count:,} parameters in {len(group.parameters)} "

@@ -29,6 +29,7 @@ def measure_losses(model: DiffusionModel, batch: Batch, *, seed: int = 0) -> dic
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_FIRST_SEED + seed)
         clean = model.encode_images(batch)
+        conditions = model.encode_prompts(batch)
         noise = torch.randn(clean.shape).to(clean)
         places = 0.4 + 0.4 * torch.rand(len(clean))
     alphas_cumprod = model.scheduler.alphas_cumprod.to(clean)
@@ -39,7 +40,7 @@ def measure_losses(model: DiffusionModel, batch: Batch, *, seed: int = 0) -> dic
         DenoiserInputs(
             sample=signal * clean + sigma * noise,
             timestep=timesteps,
-            **model.encode_prompts(batch),
+            **conditions,
         )
     ).float()
     targets = {"epsilon": noise, "v_prediction": signal * noise - sigma * clean}
@@ -83,4 +84,5 @@ def grey_batches(model: DiffusionModel, caption: str, *, count: int = 4) -> list
     """Batches where no dataset is there: grey pictures tell what noise is, too."""
     side = model.denoiser.config.sample_size
     latents = torch.zeros(count, model.latent_channels, side, side)
-    return [Batch(captions=[caption] * count, latents=latents)]
+    size = torch.tensor([[side * model.vae_scale_factor] * 2] * count)
+    return [Batch(captions=[caption] * count, latents=latents, original_size=size)]

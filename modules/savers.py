@@ -1,4 +1,4 @@
-"""Weights on disk: networks as .safetensors, a trained base as a diffusers directory."""
+"""Weights on disk: networks as .safetensors, a trained base as a directory or one file."""
 
 from __future__ import annotations
 

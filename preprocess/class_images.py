@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         __doc__, directory=None, output="folder of the images", output_required=True, batch_size=4
     )
     parser.add_argument(
-        *("-m", "--model"), required=True, help="diffusers model: directory or hub id"
+        *("-m", "--model"), required=True, help="base model: directory, single file or hub id"
     )
     parser.add_argument("--prompt", required=True, help="what all images show: 'a photo of a dog'")
     parser.add_argument(

@@ -140,6 +140,12 @@ class DiffusionModel:
         encoders = {f"text_encoders.{i}": te.module for i, te in enumerate(self.text_encoders)}
         return {"unet": self.denoiser, **encoders}
 
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        told, source = self.scheduler.config.prediction_type, self.prediction_source
+        prediction = f"{told} by {source}" if source else "prediction type to be measured"
+        return f"{type(self).__name__}, {prediction}"
+
     def base_version(self) -> dict[str, str]:
         """Metadata by which other programs tell this family."""
         return {}

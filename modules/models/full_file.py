@@ -66,8 +66,10 @@ def file_layout(model: DiffusionModel) -> Layout:
     Raises:
         ValueError: there is none for its family.
     """
-    linear = getattr(model.denoiser.config, "use_linear_projection", False)
-    return layout_of(model.pipeline, linear_projection=linear)
+    config = getattr(model.denoiser, "config", None)
+    linear = getattr(config, "use_linear_projection", False)
+    kind = getattr(model, "pipeline", type(model).__name__)
+    return layout_of(kind, linear_projection=linear)
 
 
 def _piece_tensors(
