@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 from tiny import save_dataset, save_sd
 
 import main
@@ -21,11 +22,17 @@ WRITTEN = {
 }
 
 
+MAKERS = {"sdxl_lora": tiny.make_sdxl}
+"""What makes the model of an example that isn't for Stable Diffusion 1."""
+
+
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
     """A directory with a model and a dataset."""
     place = tmp_path_factory.mktemp("examples")
     save_sd(place / "model")
+    for stem, make in MAKERS.items():
+        save_sd(place / stem, make=make)
     save_dataset(place / "data", side_inputs=True, features=768)
     return place
 
@@ -49,6 +56,7 @@ def test_their_number():
         "lora.yaml",
         "lora_text_encoder.yaml",
         "pfg.yaml",
+        "sdxl_lora.yaml",
         "textual_inversion.yaml",
     ]
 
@@ -58,7 +66,7 @@ def test_an_example_trains(path, material, tmp_path):
     status = main.main(
         [
             str(path),
-            f"model.path={material / 'model'}",
+            f"model.path={material / (path.stem if path.stem in MAKERS else 'model')}",
             f"dataset.args.path={material / 'data'}",
             f"save.directory={tmp_path}",
             "train.max_train_steps=2",
