@@ -66,7 +66,7 @@ def test_other_objects_are_refused_and_never_run(tmp_path, is_zip):
 
 
 def test_a_plain_pickle_is_no_checkpoint(tmp_path):
-    (tmp_path / "a.ckpt").write_bytes(pickle.dumps([1, 2]))
+    (tmp_path / "a.ckpt").write_bytes(pickle.dumps([1, 2], protocol=2))
     with pytest.raises(ValueError, match=r"a\.ckpt: can't be read"):
         open_tensors(tmp_path / "a.ckpt")
 
