@@ -3,7 +3,8 @@
 A pickle is a program for a small machine that can call whatever Python function it names. Here it
 can name nothing: `find_class` never imports, it gives stand-ins of this module only, whose
 attributes can't be set. Those for tensors note numbers and do no more; all others do nothing. Only
-when the pickle is through are the noted tensors made, their bounds checked.
+when the pickle is through are the noted tensors made, their bounds checked. What is left to a
+hostile file is to waste time and memory.
 """
 
 from __future__ import annotations

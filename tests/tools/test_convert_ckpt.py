@@ -83,50 +83,45 @@ def forge(file: Path, program: bytes, data: bytes = bytes(16)) -> Path:
     return file
 
 
-class Forged:
-    """Something that pickles as a call of `function`, whose name needs not exist."""
+class Name:
+    """Pickles as the name of a class or function, which needs not exist."""
+
+    def __init__(self, module: str, name: str):
+        self.target = f"c{module}\n{name}\n".encode()
+
+
+class Call(Name):
+    """Pickles as a call of what is named."""
 
     def __init__(self, module: str, name: str, *arguments: object):
-        self.target, self.arguments = (module, name), arguments
+        super().__init__(module, name)
+        self.arguments = arguments
 
 
-class Forger(pickle._Pickler):  # the one in Python lets names be written that aren't there
+class Forger(pickle._Pickler):  # the one written in Python, which lets itself be changed
     def save(self, obj: object, save_persistent_id: bool = True) -> None:
-        if isinstance(obj, Forged):
-            self.write(f"c{obj.target[0]}\n{obj.target[1]}\n".encode())
+        if not isinstance(obj, Name):
+            super().save(obj, save_persistent_id)
+            return
+        self.write(obj.target)
+        if isinstance(obj, Call):
             super().save(obj.arguments)
             self.write(pickle.REDUCE)
-        else:
-            super().save(obj, save_persistent_id)
 
     def persistent_id(self, obj: object) -> object:
         if obj == "the storage":
-            return ("storage", Storage("torch", "FloatStorage"), "0", "cpu", 4)
+            return ("storage", Name("torch", "FloatStorage"), "0", "cpu", 4)
         return None
-
-
-class Storage(Forged):
-    """A name without a call."""
 
 
 def program(content: object) -> bytes:
     stream = io.BytesIO()
-    forger = Forger(stream, protocol=2)
-    save = forger.save
-
-    def save_names(obj: object, save_persistent_id: bool = True) -> None:
-        if isinstance(obj, Storage):
-            forger.write(f"c{obj.target[0]}\n{obj.target[1]}\n".encode())
-        else:
-            save(obj, save_persistent_id)
-
-    forger.save = save_names  # type: ignore[method-assign]
-    forger.dump(content)
+    Forger(stream, protocol=2).dump(content)
     return stream.getvalue()
 
 
-def rebuild(*arguments: object) -> Forged:
-    return Forged("torch._utils", "_rebuild_tensor_v2", *arguments)
+def rebuild(*arguments: object) -> Call:
+    return Call("torch._utils", "_rebuild_tensor_v2", *arguments)
 
 
 def test_tensors_come_out_bit_by_bit_and_nothing_is_run(foreign, tmp_path, caplog):
@@ -161,7 +156,7 @@ def test_loading_the_model_names_the_objects_and_the_way_out(foreign):
 @pytest.mark.parametrize("name", ["system", "eval", "getattr", "load", "_Data", "Tensor"])
 def test_no_name_is_imported(tmp_path, module, name):
     marker = tmp_path / "marker"
-    call = Forged(module, name, f"touch {marker}")
+    call = Call(module, name, f"touch {marker}")
     content = {"state_dict": {"x": rebuild("the storage", 0, (4,), (1,))}, "y": call}
     found, ignored = read_tensors(forge(tmp_path / "a.ckpt", program(content)))
     assert torch.equal(found["x"], torch.zeros(4))
@@ -215,7 +210,7 @@ def test_classes_of_stand_ins_cannot_be_changed(tmp_path):
 
 
 def test_names_for_the_terminal_are_plain(tmp_path):
-    content = {"y": Forged("\x1b[2J", "evil")}
+    content = {"y": Call("\x1b[2J", "evil")}
     _, ignored = read_tensors(forge(tmp_path / "a.ckpt", program(content)))
     assert ignored == ["\\x1b[2J.evil"]
 
