@@ -31,7 +31,7 @@ from modules.preparation import is_prepared, prepare
 from modules.run_folder import next_run_folder, share_run_folder
 from modules.run_kinds import kind_of, with_sampler
 from modules.run_parts import RunParts, load_parts
-from modules.savers import output_names
+from modules.savers import BASE_ENDINGS, output_names
 from modules.schedule import total_steps
 from modules.sections import DatasetConfig, PriorConfig
 from modules.token_merging import merge_tokens
@@ -191,5 +191,6 @@ def _make_plan(config: Config, parts: RunParts, batch_sampler: BucketBatchSample
             {n: parts.networks[n] for n, section in config.networks.items() if section.train},
             trains_base=bool(parts.trained_base),
             versions=["", "-ema"] if config.ema and config.ema.save == "beside" else [""],
+            base_ending=BASE_ENDINGS[config.save.format],
         ),
     )

@@ -16,6 +16,8 @@ def idle_settings(config: Config) -> list[str]:
     save, schedule, train = config.save, config.lr_scheduler, config.train
     if save.keep_last is not None and not (save.every_epochs or save.every_steps):
         lines.append("save.keep_last has no effect without save.every_epochs or save.every_steps")
+    if save.format != type(save).format and not config.model.trainable:
+        lines.append("save.format has no effect without model.trainable: it is that of the base")
     if schedule.num_cycles != LrSchedulerConfig.num_cycles and (
         schedule.name != "cosine_with_restarts"
     ):

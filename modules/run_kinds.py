@@ -48,7 +48,8 @@ def with_sampler(config: Config) -> Config:
 
 def load_model(section: ModelConfig, *, weights: bool) -> DiffusionModel:
     """Load a whole base model, if need be with another VAE."""
-    return load(section.path, vae=section.vae, weights=weights)
+    told = section.prediction_type
+    return load(section.path, vae=section.vae, weights=weights, prediction_type=told)
 
 
 def denoising_faults(config: Config) -> list[str]:

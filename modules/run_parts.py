@@ -11,6 +11,7 @@ import torch
 
 from modules.errors import explained
 from modules.models.base import DiffusionModel
+from modules.models.full_file import file_layout
 from modules.optimizer import ParameterGroup
 from modules.parts import (
     build_dataset,
@@ -19,6 +20,7 @@ from modules.parts import (
     parameter_groups,
     select_trained,
 )
+from modules.prediction_probe import sample_batches, settle_prediction
 from modules.protocols import Network
 from modules.run_kinds import kind_of
 from modules.sections import Config
@@ -54,7 +56,12 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
             sizes = (model.vae_scale_factor, model.latent_channels)
             explained(name, partial(dataset.check_latent_shapes, *sizes))
         explained(name, partial(model.check_dataset, dataset))
+    if weights:
+        batches = partial(sample_batches, datasets["dataset"])
+        explained("model", partial(settle_prediction, model, batches))
     trained_base = explained("model.trainable", lambda: select_trained(config, model))
+    if trained_base and config.save.format == "single_file":
+        explained("save.format", partial(file_layout, model))
     networks = {}
     for name, network in config.networks.items():
         action = partial(build_network, network, datasets, model)

@@ -107,11 +107,13 @@ def _load_painter(
 
     from modules.drawing import draw_images
     from modules.models import load
+    from modules.prediction_probe import grey_batches, settle_prediction
     from preprocess.device import choose_device, choose_dtype
 
     place, precision = choose_device(device), choose_dtype(dtype)
     model = load(path)
     size = model.image_size(*size)
+    settle_prediction(model, partial(grey_batches, model, settings["prompt"]))
     for piece in (*model.components().values(), model.vae):
         if piece is not None:
             torch.nn.Module.to(piece, place, precision).eval()
@@ -156,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         __doc__, directory=None, output="folder of the images", output_required=True, batch_size=4
     )
     parser.add_argument(
-        *("-m", "--model"), required=True, help="diffusers model: directory or hub id"
+        *("-m", "--model"), required=True, help="base model: directory, single file or hub id"
     )
     parser.add_argument("--prompt", required=True, help="what all images show: 'a photo of a dog'")
     parser.add_argument(

@@ -143,9 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size=4,
     )
     parser.add_argument(
-        *("-m", "--model"), required=True, help="diffusers model or VAE: directory or hub id"
+        *("-m", "--model"),
+        required=True,
+        help="base model or VAE: directory, file or hub id",
     )
-    parser.add_argument("--vae", help="another VAE than the model's: directory or hub id")
+    parser.add_argument("--vae", help="another VAE than the model's: directory, file or hub id")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision")
     parser.add_argument("--device", help="default: the accelerator if there is one, else cpu")
     parser.add_argument("--text", action="store_true", help="also encode the captions, into text/")

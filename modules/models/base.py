@@ -49,6 +49,7 @@ class DiffusionModel:
     text_needs_gradients: bool = True
     changed: frozenset[str] = frozenset()  # components that a network was merged into
     scheduler_changes: Mapping[str, Any] = MappingProxyType({})  # since the checkpoint was loaded
+    prediction_source: str | None = "its scheduler"  # what says the type; None: nothing does
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class DiffusionModel:
         self.path = path
         self.side_channels = find_side_channels(self)
         self.pipeline = self.side_channels.pipeline(self.pipeline)
-        self._checkpoint: Checkpoint | None = None
+        self.checkpoint: Checkpoint | None = None
         self._originals: Mapping[str, Callable[..., Any]] = {}
 
     @classmethod
@@ -86,7 +87,8 @@ class DiffusionModel:
             scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
             path=checkpoint.path,
         )
-        model._checkpoint, model._originals = checkpoint, originals
+        model.checkpoint, model._originals = checkpoint, originals
+        model.prediction_source = checkpoint.prediction_source
         return model
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
@@ -113,13 +115,13 @@ class DiffusionModel:
 
     def pipeline_settings(self) -> dict[str, Any]:
         """Switches of the checkpoint's pipeline, and what it doesn't have."""
-        index = self._checkpoint.index if self._checkpoint else {}
+        index = self.checkpoint.index if self.checkpoint else {}
         switches = {k: v for k, v in index.items() if isinstance(v, bool)}
         return {**switches, **self.absent}
 
     def scheduler_config(self) -> dict[str, Any]:
         """The checkpoint's scheduler, with what training changed of it."""
-        own = self._checkpoint.scheduler_config() if self._checkpoint else self.scheduler.config
+        own = self.checkpoint.scheduler_config() if self.checkpoint else self.scheduler.config
         config = {**own, **self.scheduler_changes}
         if config.get("rescale_betas_zero_snr"):  # not every scheduler knows it, DDIM does
             config["_class_name"] = "DDIMScheduler"
@@ -143,7 +145,9 @@ class DiffusionModel:
 
     def describe(self) -> str:
         """What it is, in a few words."""
-        return f"{type(self).__name__}, {self.scheduler.config.prediction_type}"
+        told, source = self.scheduler.config.prediction_type, self.prediction_source
+        prediction = f"{told} by {source}" if source else "prediction type to be measured"
+        return f"{type(self).__name__}, {prediction}"
 
     def base_version(self) -> dict[str, str]:
         """Metadata by which other programs tell this family."""

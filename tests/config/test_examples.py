@@ -49,6 +49,7 @@ def test_their_number():
         "dora.yaml",
         "dreambooth.yaml",
         "finetune.yaml",
+        "finetune_single_file.yaml",
         "hypernetwork.yaml",
         "inpainting.yaml",
         "locon.yaml",
@@ -90,8 +91,11 @@ def test_an_example_trains(path, material, tmp_path):
     assert (run / "before_after.png").is_file()
     assert (run / "samples" / "step00000000.png").is_file()
     assert (run / "samples" / "step00000002.png").is_file()
-    networks = parse(path.read_text(encoding="utf-8"))[0].get("networks", {})
-    if not networks:
+    values = parse(path.read_text(encoding="utf-8"))[0]
+    networks = values.get("networks", {})
+    if not networks and values["save"].get("format") == "single_file":
+        assert (run / f"{path.stem}.safetensors").is_file()
+    elif not networks:
         index = "config.json" if path.stem == "vae" else "model_index.json"
         assert (run / path.stem / index).is_file()
     for name, network in networks.items():
