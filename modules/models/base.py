@@ -18,6 +18,7 @@ from modules.batch import Batch, DenoiserInputs
 from modules.models import layers
 from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
 from modules.models.folder import save_folder
+from modules.models.inpainting import find_side_channels
 from modules.models.patterns import matches
 from modules.models.portable import classic_name
 from modules.models.spaces import Latents, Pixels, Space
@@ -32,8 +33,8 @@ class DiffusionModel:
     tensors of its denoiser.
     """
 
-    pipeline: ClassVar[str]
-    """Its class in diffusers, as model_index.json names it."""
+    pipeline: str
+    """Its class in diffusers, as model_index.json names it; of the plain model on the class."""
     piece_classes: ClassVar[Mapping[str, Any]]
     """Classes of the pieces by their names in a checkpoint, which are those of `__init__`."""
     absent: ClassVar[Mapping[str, Any]] = {}
@@ -48,6 +49,7 @@ class DiffusionModel:
     text_needs_gradients: bool = True
     changed: frozenset[str] = frozenset()  # components that a network was merged into
     scheduler_changes: Mapping[str, Any] = MappingProxyType({})  # since the checkpoint was loaded
+    prediction_source: str | None = "its scheduler"  # what says the type; None: nothing does
 
     def __init__(
         self,
@@ -63,7 +65,9 @@ class DiffusionModel:
         self.vae = vae
         self.scheduler = scheduler
         self.path = path
-        self._checkpoint: Checkpoint | None = None
+        self.side_channels = find_side_channels(self)
+        self.pipeline = self.side_channels.pipeline(self.pipeline)
+        self.checkpoint: Checkpoint | None = None
         self._originals: Mapping[str, Callable[..., Any]] = {}
 
     @classmethod
@@ -83,7 +87,8 @@ class DiffusionModel:
             scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
             path=checkpoint.path,
         )
-        model._checkpoint, model._originals = checkpoint, originals
+        model.checkpoint, model._originals = checkpoint, originals
+        model.prediction_source = checkpoint.prediction_source
         return model
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
@@ -114,13 +119,13 @@ class DiffusionModel:
 
     def pipeline_settings(self) -> dict[str, Any]:
         """Switches of the checkpoint's pipeline, and what it doesn't have."""
-        index = self._checkpoint.index if self._checkpoint else {}
+        index = self.checkpoint.index if self.checkpoint else {}
         switches = {k: v for k, v in index.items() if isinstance(v, bool)}
         return {**switches, **self.absent}
 
     def scheduler_config(self) -> dict[str, Any]:
         """The checkpoint's scheduler, with what training changed of it."""
-        own = self._checkpoint.scheduler_config() if self._checkpoint else self.scheduler.config
+        own = self.checkpoint.scheduler_config() if self.checkpoint else self.scheduler.config
         config = {**own, **self.scheduler_changes}
         if config.get("rescale_betas_zero_snr"):  # not every scheduler knows it, DDIM does
             config["_class_name"] = "DDIMScheduler"
@@ -142,6 +147,12 @@ class DiffusionModel:
         encoders = {f"text_encoders.{i}": te.module for i, te in enumerate(self.text_encoders)}
         return {"unet": self.denoiser, **encoders}
 
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        told, source = self.scheduler.config.prediction_type, self.prediction_source
+        prediction = f"{told} by {source}" if source else "prediction type to be measured"
+        return f"{type(self).__name__}, {prediction}"
+
     def base_version(self) -> dict[str, str]:
         """Metadata by which other programs tell this family."""
         return {}
@@ -152,7 +163,9 @@ class DiffusionModel:
         Raises:
             ValueError: it doesn't.
         """
-        self.space.check(dataset[0])
+        sample = dataset[0]
+        self.space.check(sample)
+        self.side_channels.check(sample)
 
     # -- the four verbs ---------------------------------------------------------------------
 
@@ -169,8 +182,9 @@ class DiffusionModel:
         return self.space.scale(self.space.encode(batch))
 
     def encode_prompts(self, batch: Batch) -> dict[str, Any]:
-        """`encoder_hidden_states` (B, tokens, D) and what else the denoiser wants of captions."""
-        return dict(batch.text) or self.encode_text(batch.captions)
+        """`encoder_hidden_states` (B, tokens, D) and what else the denoiser is conditioned on."""
+        text = batch.text or self.encode_text(batch.captions)
+        return {**text, "side_channels": self.side_channels.make(batch)}
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The text encoders' outputs, which depend on the captions alone and can be cached."""
@@ -179,7 +193,7 @@ class DiffusionModel:
     def denoise(self, inputs: DenoiserInputs) -> Tensor:
         """The denoiser's prediction, (B, C, h, w)."""
         return self.denoiser(
-            inputs.sample,
+            inputs.channels,
             inputs.timestep,
             encoder_hidden_states=inputs.encoder_hidden_states,
             added_cond_kwargs=dict(inputs.added_cond_kwargs) or None,
@@ -210,7 +224,7 @@ class DiffusionModel:
     @property
     def latent_channels(self) -> int:
         """Channels of the denoiser's sample."""
-        return self.denoiser.config.in_channels
+        return self.denoiser.config.in_channels - self.side_channels.count
 
     @property
     def text_width(self) -> int:
@@ -228,14 +242,25 @@ class DiffusionModel:
         return self.space.scale_factor
 
     @property
-    def native_size(self) -> int:
-        """Pixels of a side of the images that the checkpoint was made for."""
-        return self.denoiser.config.sample_size * self.vae_scale_factor
-
-    @property
     def size_multiple(self) -> int:
         """Image sides must be multiples of this."""
         return self.vae_scale_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
+
+    def image_size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        """Width and height of images to draw; None is a side of those the model was made for.
+
+        Raises:
+            ValueError: the model can't draw images of this size.
+        """
+        native = self.denoiser.config.sample_size * self.vae_scale_factor
+        size = (native if width is None else width, native if height is None else height)
+        for name, side in zip(("width", "height"), size, strict=True):
+            if side < 1 or side % self.size_multiple:
+                raise ValueError(
+                    f"{name}: {side} is no multiple of {self.size_multiple}, which this model's "
+                    "images must be"
+                )
+        return size
 
     # -- finding modules --------------------------------------------------------------------
 

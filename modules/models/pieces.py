@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +101,24 @@ def load_piece(cls: Any, folder: Path, *, weights: bool = True) -> Any:
         raise ValueError(f"{folder}: the weights can't be read ({reason})") from error
 
 
-def load_vae(path: str, *, weights: bool = True) -> Any:
-    """Load an AutoencoderKL in float32: from a VAE's directory, a model's, or the hub.
+def load_vae(
+    path: str, *, weights: bool = True, config: Callable[[], dict[str, Any]] | None = None
+) -> Any:
+    """Load an AutoencoderKL in float32: from a VAE's or a model's directory or file, or the hub.
+
+    A file with a VAE alone doesn't say its latents' scale: `config` gives that of the model's own.
 
     Raises:
         ValueError: `path` holds no VAE.
     """
     from diffusers import AutoencoderKL
 
+    from modules.models.tensor_file import find_file
+    from modules.models.vae_file import load_vae_file
+
+    file = find_file(path)
+    if file is not None:
+        return load_vae_file(file, path, config=config() if config else {}, weights=weights)
     for folder in (Path(path), _ROOT / path):
         if folder.exists():
             own = folder / "vae" if (folder / "vae").is_dir() else folder

@@ -7,26 +7,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from families import NETWORKS
 from probes import perturb
 
 from modules.config import load
 from modules.trainer import Trainer
 
-BOTH = ["unet", "text_encoders"]
-NETWORKS: dict[str, dict] = {
-    "lora": {"module": "networks.lora.LoRA", "args": {"rank": 2, "targets": BOTH}},
-    "locon": {"module": "networks.lora.LoRA", "args": {"rank": 2, "conv_rank": 2}},
-    "loha": {"module": "networks.loha.LoHa", "args": {"rank": 2, "conv_rank": 2, "targets": BOTH}},
-    "lokr": {"module": "networks.lokr.LoKr", "args": {"rank": 2, "conv_rank": 2, "targets": BOTH}},
-    "dora": {"module": "networks.lora.LoRA", "args": {"rank": 2, "conv_rank": 2, "dora": "input"}},
-    "controlnet": {"module": "networks.controlnet.ControlNet"},
-    "pfg": {"module": "networks.pfg.PFG", "args": {"input_size": 12, "num_tokens": 2}},
-    "textual_inversion": {
-        "module": "networks.textual_inversion.TextualInversion",
-        "args": {"tokens": {"<thing>": {"init": "cat", "vectors": 2}}},
-    },
-    "hypernetwork": {"module": "networks.hypernetwork.Hypernetwork"},
-}
 OBJECTIVES = {
     "epsilon": {"module": "modules.objectives.Epsilon"},
     "velocity": {
