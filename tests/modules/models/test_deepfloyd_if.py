@@ -234,6 +234,13 @@ def test_tokens_cannot_be_merged(assemble):
         assemble(networks=LORA, train={"tome_ratio": 0.5})
 
 
+def test_buckets_that_the_unet_cannot_halve_are_refused(assemble, tmp_path):
+    place = tiny.save_dataset(tmp_path / "data", {(16, 15): 1}, factor=1)
+    message = r"dataset: .*sides of bucket 16x15 are no multiples of 2; run .* --step 2"
+    with pytest.raises(ConfigError, match=message):
+        assemble(args={"path": str(place), "extras": {}}, networks=LORA)
+
+
 def test_latents_and_a_vae_are_refused(
     write_config, directory, dataset, model_directory, dataset_directory, capsys
 ):
