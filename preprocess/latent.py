@@ -167,7 +167,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Mapping[str, Any], captions: Mapping[str, Any] | None) -> tuple[str, list[str]]:
-    """Encode captions, which is quick, and images; return a summary and the failures."""
+    """Encode captions, which is quick, and images; return a summary and the failures.
+
+    Captions alone, if the model works on pixels.
+    """
+    from preprocess.vae_encoder import NoVAE
+
     results = {}
     if captions is not None:
         from preprocess.text_cache import cache_text
@@ -177,7 +182,11 @@ def _run(arguments: Mapping[str, Any], captions: Mapping[str, Any] | None) -> tu
             **{key: arguments[key] for key in keys},
             **captions,
         )
-    results["latents"] = latent(**arguments)
+    try:
+        results["latents"] = latent(**arguments)
+    except NoVAE:
+        if not results:
+            raise
     lines = [
         f"{arguments['directory']}: {kind}: {r.done} encoded, {r.skipped} kept, "
         f"{len(r.failed)} failed"

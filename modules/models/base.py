@@ -106,12 +106,16 @@ class DiffusionModel:
 
     def as_trained(self, name: str) -> Any:
         """A piece as it should be saved: read again from the checkpoint if it was not changed."""
-        piece = self.pieces()[name]
-        components = self.components()
-        changed = any(parameter.requires_grad for parameter in piece.parameters()) or any(
+        if self.is_changed(name) or name not in self._originals:
+            return self.pieces()[name]
+        return self._originals[name]()
+
+    def is_changed(self, name: str) -> bool:
+        """Whether a piece is trained, or a network was merged into it."""
+        piece, components = self.pieces()[name], self.components()
+        return any(parameter.requires_grad for parameter in piece.parameters()) or any(
             components[component] is piece for component in self.changed
         )
-        return piece if changed or name not in self._originals else self._originals[name]()
 
     def pipeline_settings(self) -> dict[str, Any]:
         """Switches of the checkpoint's pipeline, and what it doesn't have."""
