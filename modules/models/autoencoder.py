@@ -18,6 +18,7 @@ class Autoencoder(DiffusionModel):
     It has none of the verbs that need a denoiser or text encoders.
     """
 
+    pipeline = "AutoencoderKL"
     vae: Any
 
     def __init__(self, vae: Any, *, path: str = ""):
