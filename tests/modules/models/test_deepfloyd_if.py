@@ -296,6 +296,7 @@ def test_a_trained_unet_is_drawn_from_with_a_fixed_variance(assemble, directory)
         assert sheet.height > 24
 
 
+@pytest.mark.slow
 def test_four_pictures_are_learned(assemble, directory, tmp_path):
     place = tmp_path / "data"
     captions = ("a red cat", "a blue dog", "a photo of the mat", "the cat on the mat")
