@@ -74,7 +74,7 @@ def class_images(
 
 def _missing(folder: Path, count: int, prompt: str) -> list[int]:
     """The numbers of the images that are to be drawn."""
-    from modules.captions import find_caption, read_caption
+    from modules.captions import find_caption, read_captions
     from modules.images import image_files
 
     if folder.exists() and not folder.is_dir():
@@ -82,7 +82,7 @@ def _missing(folder: Path, count: int, prompt: str) -> list[int]:
     folder.mkdir(parents=True, exist_ok=True)
     files = [path for _, path in image_files(folder)]
     captions = [find_caption(path.parent, path.stem, folders=(".",)) for path in files]
-    others = sum(each is not None and read_caption(each) != prompt.strip() for each in captions)
+    others = sum(each is not None and read_captions(each) != [prompt.strip()] for each in captions)
     if others:
         logger.warning(
             "%s: %d of %d images there have another caption than this prompt; use one folder for "
@@ -107,11 +107,13 @@ def _load_painter(
 
     from modules.drawing import draw_images
     from modules.models import load
+    from modules.prediction_probe import grey_batches, settle_prediction
     from preprocess.device import choose_device, choose_dtype
 
     place, precision = choose_device(device), choose_dtype(dtype)
     model = load(path)
     size = model.image_size(*size)
+    settle_prediction(model, partial(grey_batches, model, settings["prompt"]))
     for piece in (*model.components().values(), model.vae):
         if piece is not None:
             torch.nn.Module.to(piece, place, precision).eval()
@@ -156,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         __doc__, directory=None, output="folder of the images", output_required=True, batch_size=4
     )
     parser.add_argument(
-        *("-m", "--model"), required=True, help="diffusers model: directory or hub id"
+        *("-m", "--model"), required=True, help="base model: directory, single file or hub id"
     )
     parser.add_argument("--prompt", required=True, help="what all images show: 'a photo of a dog'")
     parser.add_argument(

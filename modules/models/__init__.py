@@ -18,6 +18,7 @@ FAMILIES = {
     "StableDiffusionInpaintPipeline": "modules.models.stable_diffusion.StableDiffusion",
     "StableDiffusionXLPipeline": "modules.models.stable_diffusion_xl.StableDiffusionXL",
     "StableDiffusionXLInpaintPipeline": "modules.models.stable_diffusion_xl.StableDiffusionXL",
+    "IFPipeline": "modules.models.deepfloyd_if.DeepFloydIF",
 }
 """`_class_name` of model_index.json -> the family's class."""
 
@@ -28,24 +29,40 @@ _RELATED = {
     "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionXLControlNetPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionXLControlNetInpaintPipeline": "StableDiffusionXLInpaintPipeline",
+    "IFImg2ImgPipeline": "IFPipeline",
+    "IFInpaintingPipeline": "IFPipeline",
+    "IFSuperResolutionPipeline": "IFPipeline",
+    "IFImg2ImgSuperResolutionPipeline": "IFPipeline",
+    "IFInpaintingSuperResolutionPipeline": "IFPipeline",
 }
 
 
 def load(
-    path: str, *, vae: str | None = None, weights: bool | Collection[str] = True
+    path: str,
+    *,
+    vae: str | None = None,
+    weights: bool | Collection[str] = True,
+    prediction_type: str | None = None,
 ) -> DiffusionModel:
-    """Load a base model from a diffusers directory or hub id.
+    """Load a base model from a diffusers directory, a single file or a hub id.
 
     Without weights only the config files are read and every parameter stays on the `meta` device;
-    with the names of some pieces (`text_encoder`) the others' do.
+    with the names of some pieces (`text_encoder`) the others' do. `prediction_type` is for files
+    that don't tell it.
 
     Raises:
-        ValueError: it is not there, not a diffusers model, or of a family that is not known.
+        ValueError: it is not there, no base model, of a family that is not known, or says of
+            itself that it has another prediction type.
     """
     from modules.models.checkpoint import DiffusersFolder
     from modules.models.pieces import find_directory
+    from modules.models.single_file import SingleFile
+    from modules.models.tensor_file import find_file
 
-    checkpoint = DiffusersFolder(find_directory(path, weights=bool(weights)), path=path)
+    file = find_file(path)
+    place = find_directory(path, weights=bool(weights)) if file is None else file
+    opened = DiffusersFolder if file is None else SingleFile
+    checkpoint = opened(place, path=path, prediction_type=prediction_type)
     name = checkpoint.index["_class_name"]
     kind = _RELATED.get(name, name)
     family = FAMILIES.get(kind)

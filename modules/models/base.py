@@ -49,6 +49,7 @@ class DiffusionModel:
     text_needs_gradients: bool = True
     changed: frozenset[str] = frozenset()  # components that a network was merged into
     scheduler_changes: Mapping[str, Any] = MappingProxyType({})  # since the checkpoint was loaded
+    prediction_source: str | None = "its scheduler"  # what says the type; None: nothing does
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class DiffusionModel:
         self.path = path
         self.side_channels = find_side_channels(self)
         self.pipeline = self.side_channels.pipeline(self.pipeline)
-        self._checkpoint: Checkpoint | None = None
+        self.checkpoint: Checkpoint | None = None
         self._originals: Mapping[str, Callable[..., Any]] = {}
 
     @classmethod
@@ -86,7 +87,8 @@ class DiffusionModel:
             scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
             path=checkpoint.path,
         )
-        model._checkpoint, model._originals = checkpoint, originals
+        model.checkpoint, model._originals = checkpoint, originals
+        model.prediction_source = checkpoint.prediction_source
         return model
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
@@ -104,22 +106,26 @@ class DiffusionModel:
 
     def as_trained(self, name: str) -> Any:
         """A piece as it should be saved: read again from the checkpoint if it was not changed."""
-        piece = self.pieces()[name]
-        components = self.components()
-        changed = any(parameter.requires_grad for parameter in piece.parameters()) or any(
+        if self.is_changed(name) or name not in self._originals:
+            return self.pieces()[name]
+        return self._originals[name]()
+
+    def is_changed(self, name: str) -> bool:
+        """Whether a piece is trained, or a network was merged into it."""
+        piece, components = self.pieces()[name], self.components()
+        return any(parameter.requires_grad for parameter in piece.parameters()) or any(
             components[component] is piece for component in self.changed
         )
-        return piece if changed or name not in self._originals else self._originals[name]()
 
     def pipeline_settings(self) -> dict[str, Any]:
         """Switches of the checkpoint's pipeline, and what it doesn't have."""
-        index = self._checkpoint.index if self._checkpoint else {}
+        index = self.checkpoint.index if self.checkpoint else {}
         switches = {k: v for k, v in index.items() if isinstance(v, bool)}
         return {**switches, **self.absent}
 
     def scheduler_config(self) -> dict[str, Any]:
         """The checkpoint's scheduler, with what training changed of it."""
-        own = self._checkpoint.scheduler_config() if self._checkpoint else self.scheduler.config
+        own = self.checkpoint.scheduler_config() if self.checkpoint else self.scheduler.config
         config = {**own, **self.scheduler_changes}
         if config.get("rescale_betas_zero_snr"):  # not every scheduler knows it, DDIM does
             config["_class_name"] = "DDIMScheduler"
@@ -140,6 +146,12 @@ class DiffusionModel:
         """The trainable pieces by the first part of their module path."""
         encoders = {f"text_encoders.{i}": te.module for i, te in enumerate(self.text_encoders)}
         return {"unet": self.denoiser, **encoders}
+
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        told, source = self.scheduler.config.prediction_type, self.prediction_source
+        prediction = f"{told} by {source}" if source else "prediction type to be measured"
+        return f"{type(self).__name__}, {prediction}"
 
     def base_version(self) -> dict[str, str]:
         """Metadata by which other programs tell this family."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def find_directory(path: str, *, weights: bool = True) -> Path:
 
     try:
         if not weights:
-            return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt"]))
+            return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.model"]))
         from diffusers import DiffusionPipeline
 
         return Path(DiffusionPipeline.download(path))
@@ -64,7 +64,10 @@ def check_pieces(directory: Path, names: Sequence[str]) -> None:
     Raises:
         ValueError: lists what is missing.
     """
-    files = {"tokenizer": ("tokenizer.json", "vocab.json"), "scheduler": ("scheduler_config.json",)}
+    files = {
+        "tokenizer": ("tokenizer.json", "vocab.json", "spiece.model"),
+        "scheduler": ("scheduler_config.json",),
+    }
     missing = []
     for name in names:
         wanted = files.get(name.partition("_")[0], ("config.json",))
@@ -98,14 +101,24 @@ def load_piece(cls: Any, folder: Path, *, weights: bool = True) -> Any:
         raise ValueError(f"{folder}: the weights can't be read ({reason})") from error
 
 
-def load_vae(path: str, *, weights: bool = True) -> Any:
-    """Load an AutoencoderKL in float32: from a VAE's directory, a model's, or the hub.
+def load_vae(
+    path: str, *, weights: bool = True, config: Callable[[], dict[str, Any]] | None = None
+) -> Any:
+    """Load an AutoencoderKL in float32: from a VAE's or a model's directory or file, or the hub.
+
+    A file with a VAE alone doesn't say its latents' scale: `config` gives that of the model's own.
 
     Raises:
         ValueError: `path` holds no VAE.
     """
     from diffusers import AutoencoderKL
 
+    from modules.models.tensor_file import find_file
+    from modules.models.vae_file import load_vae_file
+
+    file = find_file(path)
+    if file is not None:
+        return load_vae_file(file, path, config=config() if config else {}, weights=weights)
     for folder in (Path(path), _ROOT / path):
         if folder.exists():
             own = folder / "vae" if (folder / "vae").is_dir() else folder
@@ -126,6 +139,20 @@ def load_vae(path: str, *, weights: bool = True) -> Any:
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
     raise ValueError(f"{path}: the VAE can't be loaded ({reason})")
+
+
+def has_vae(path: str) -> bool:
+    """Whether a path may have a VAE: it is no whole model whose index lists none."""
+    for directory in (Path(path), _ROOT / path):
+        if directory.exists():
+            is_whole = (directory / "model_index.json").is_file()
+            return not is_whole or "vae" in read_index(directory, path)
+    from diffusers import DiffusionPipeline
+
+    try:
+        return "vae" in DiffusionPipeline.load_config(path)
+    except (OSError, ValueError):  # a VAE alone, or nothing: `load_vae` says which
+        return True
 
 
 def save_piece(piece: Any, folder: Path, dtype: torch.dtype) -> None:

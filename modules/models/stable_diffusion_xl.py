@@ -101,7 +101,7 @@ class StableDiffusionXL(DiffusionModel):
 
     def check_dataset(self, dataset: Any) -> None:
         super().check_dataset(dataset)
-        if not getattr(dataset, "has_geometry", True):
+        if hasattr(dataset, "read_geometry") and not dataset.read_geometry():
             logger.warning(
                 "%s: has no images.jsonl, so sizes and crops of the images are not known, and each "
                 "counts as neither scaled nor cropped; preprocess/bucketing.py writes it",

@@ -26,6 +26,8 @@ class TextEncoder:
 
     module: Any
     tokenizer: Any
+    length: int | None = None
+    """Tokens of a prompt that the denoiser was trained with; None: as many as both can take."""
     added_tokens: dict[str, int] = field(default_factory=dict, init=False)
     """How many ids each added token stands for."""
     _extended: Any = field(default=None, init=False, repr=False)
@@ -34,25 +36,30 @@ class TextEncoder:
     @property
     def max_length(self) -> int:
         """Tokens of a prompt, start and end included."""
+        if self.length is not None:
+            return self.length
         positions = self.module.config.max_position_embeddings
         return min(self.tokenizer.model_max_length, positions)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Token ids, (B, max_length), padded and truncated."""
-        tokenizer = self._extended or self.tokenizer
-        encoded = tokenizer(
-            [self._spell_out(caption) for caption in captions],
-            padding="max_length",
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        )
-        return encoded.input_ids
+        return self._encode(captions)["input_ids"]
 
     def ids(self, captions: Sequence[str]) -> Tensor:
         """Token ids, (B, max_length), on the encoder's device."""
+        return self.inputs(captions)["input_ids"]
+
+    def inputs(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, (B, max_length), on the encoder's device.
+
+        The mask is 0 where a prompt is padded.
+        """
         device = next(self.module.parameters()).device
-        return self.tokenize(captions).to(device, non_blocking=True)
+        encoded = self._encode(captions)
+        return {
+            key: encoded[key].to(device, non_blocking=True)
+            for key in ("input_ids", "attention_mask")
+        }
 
     def token_ids(self, text: str) -> list[int]:
         """Ids of a text by the checkpoint's own tokens, without start and end."""
@@ -92,6 +99,17 @@ class TextEncoder:
         """Name all that its outputs depend on beside the captions."""
         hashes = hash_weights(self.module), hash_tokenizer(self.tokenizer)
         return f"{hashes[0]} {hashes[1]} {self.max_length}"
+
+    def _encode(self, captions: Sequence[str]) -> Any:
+        tokenizer = self._extended or self.tokenizer
+        return tokenizer(
+            [self._spell_out(caption) for caption in captions],
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
 
     def _extend(self) -> None:
         """Make the tokenizer of prompts, and the pattern that finds added tokens in them."""
