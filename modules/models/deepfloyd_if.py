@@ -34,7 +34,7 @@ class DeepFloydIF(DiffusionModel):
     the UNet therefore no longer fits its variance, and a saved model is sampled with a fixed one.
     """
 
-    pipeline: ClassVar = "IFPipeline"
+    pipeline = "IFPipeline"
     piece_classes: ClassVar = {
         "unet": UNet2DConditionModel,
         "text_encoder": T5EncoderModel,
