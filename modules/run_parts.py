@@ -51,10 +51,10 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
     kind = kind_of(config)
     model = explained("model", partial(kind.load, config.model, weights=weights))
     for name, dataset in datasets.items():
+        explained(name, partial(model.check_dataset, dataset))
         if hasattr(dataset, "check_latent_shapes"):
             sizes = (model.vae_scale_factor, model.latent_channels)
             explained(name, partial(dataset.check_latent_shapes, *sizes))
-        explained(name, partial(model.check_dataset, dataset))
     if weights:
         batches = partial(sample_batches, datasets["dataset"])
         explained("model", partial(settle_prediction, model, batches))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import tiny
+import tiny_if
 import tiny_inpaint
 
 IMAGES = "modules.dataset.ImageDataset"
@@ -28,6 +29,11 @@ FAMILIES = {
     "sdxl": Family(make=tiny.make_sdxl),
     "sd1_inpainting": Family(make=tiny_inpaint.make_sd, dataset=IMAGES),
     "sdxl_inpainting": Family(make=tiny_inpaint.make_sdxl, dataset=IMAGES),
+    "if": Family(
+        make=tiny_if.make_if,
+        dataset=IMAGES,
+        refuses={"controlnet": "diffusers has no ControlNet for this model's UNet"},
+    ),
 }
 
 BOTH = ["unet", "text_encoders"]

@@ -20,6 +20,7 @@ class Autoencoder(DiffusionModel):
     It has none of the verbs that need a denoiser or text encoders.
     """
 
+    pipeline = "AutoencoderKL"
     vae: Any
     pipeline = "AutoencoderKL"
 
