@@ -19,6 +19,7 @@ from modules.models import layers
 from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
 from modules.models.fit import check_image_size
 from modules.models.folder import save_folder
+from modules.models.full_file import file_layout, save_single_file
 from modules.models.inpainting import find_side_channels
 from modules.models.patterns import matches
 from modules.models.portable import classic_name
@@ -96,6 +97,16 @@ class DiffusionModel:
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
         """Write the pieces as a diffusers directory."""
         save_folder(self, directory, dtype=dtype)
+
+    def check_single_file(self) -> None:
+        """Raise ValueError if there is no single file for models of this kind."""
+        file_layout(self)
+
+    def save_single_file(
+        self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]
+    ) -> None:
+        """Write the pieces as one .safetensors in the original layout."""
+        save_single_file(self, path, dtype=dtype, metadata=metadata)
 
     def pieces(self) -> dict[str, Any]:
         """Everything that a checkpoint has a folder for, but the scheduler, by its name there."""
