@@ -48,7 +48,9 @@ def check_meaning(config: Config, faults: YamlSource) -> None:
 
 def _check_paths(config: Config, faults: YamlSource) -> None:
     if not faults.is_faulty(("model", "path")):
-        problem = _model_problem(config.model.path, "model_index.json", "a diffusers model")
+        of_vae = [pattern.partition(".")[0] == "vae" for pattern in config.model.trainable]
+        marker = "config.json" if of_vae and all(of_vae) else "model_index.json"
+        problem = _model_problem(config.model.path, marker, "a diffusers model")
         if problem:
             faults.fault(("model", "path"), problem)
     if config.model.vae is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from modules.batch import Sample
 from modules.buckets import BucketIndex, Size
-from modules.captions import CaptionProcessor, find_captions, read_caption
+from modules.caption_set import CaptionSet
+from modules.caption_text import CaptionProcessor
 from modules.dataset_files import (
     Kind,
     SideInput,
@@ -24,7 +25,7 @@ from modules.dataset_files import (
     read_mask,
     read_origin,
 )
-from modules.text_cache import TextCache, open_text_cache
+from modules.text_cache import open_text_cache
 
 if TYPE_CHECKING:
     from modules.models.base import DiffusionModel
@@ -39,9 +40,9 @@ class PreparedDataset(Dataset[Sample]):
 
     A subclass says what is read of an image.
 
+    Captions are as `modules.caption_text.CaptionProcessor` says; `prompt` stands for all of them.
     `extras` names the side inputs: `{control: image}` reads control/<name>.png as (3, H, W) in
-    0..1, `{pfg: npz}` the array in pfg/<name>.npz. `prompt` stands for every caption. What is
-    random about a caption depends on (`seed`, epoch, index) only, not on workers or on a resume.
+    0..1, `{pfg: npz}` the array in pfg/<name>.npz.
     `normalize_mask` divides each mask by its mean, so that an image of which little is trained
     counts as much as others. `text_cache` reads the text encoders' outputs from text/ where all
     captions are as cached.
@@ -56,10 +57,16 @@ class PreparedDataset(Dataset[Sample]):
         *,
         metadata: str = "buckets.json",
         prefix: str = "",
+        suffix: str = "",
         prompt: str | None = None,
+        trigger_word: str = "",
         caption_dropout: float = 0.0,
+        tag_dropout: float = 0.0,
         shuffle_caption: bool = False,
         keep_tokens: int = 0,
+        keep_tokens_separator: str = "",
+        tag_separator: str = ",",
+        wildcards: bool = False,
         mask: bool = False,
         normalize_mask: bool = False,
         extras: Mapping[str, Kind] | None = None,
@@ -70,34 +77,40 @@ class PreparedDataset(Dataset[Sample]):
         self.path = Path(path)
         if not self.path.is_dir():
             raise ValueError(f"{self.path}: no such directory")
-        self.prompt = prompt
-        self.seed = seed
-        self.process_caption = CaptionProcessor(
+        process = CaptionProcessor(
             prefix=prefix,
+            suffix=suffix,
+            trigger_word=trigger_word,
             shuffle=shuffle_caption,
             keep_tokens=keep_tokens,
+            keep_tokens_separator=keep_tokens_separator,
+            tag_separator=tag_separator,
+            tag_dropout=tag_dropout,
             caption_dropout=caption_dropout,
+            wildcards=wildcards,
         )
         self.names: list[str] = []
-        self.buckets: list[list[int]] = []  # indices
+        self.buckets: list[Sequence[int]] = []  # indices
         self.bucket_sizes: list[Size] = []
         for size, names in BucketIndex.load(self.path / metadata).buckets.items():
             if names:
                 self.bucket_sizes.append(size)
-                self.buckets.append(list(range(len(self.names), len(self.names) + len(names))))
+                self.buckets.append(range(len(self.names), len(self.names) + len(names)))
                 self.names.extend(names)
         # Workers that live longer than an epoch see it change, since they share this memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._mask = SideInput(self.path, "mask", "npz") if mask else None
         self._normalize_mask = normalize_mask
         self._extras = [SideInput(self.path, key, kind) for key, kind in (extras or {}).items()]
-        self._captions = find_captions(self.path, self.names) if prompt is None else {}
+        self._geometry: np.ndarray | None = None
+        self.captions = CaptionSet(self.path, self.names, process=process, prompt=prompt, seed=seed)
         faults = [*self._find_missing_files()]
-        if prompt is None and not allow_missing_captions:
+        if not allow_missing_captions:
             faults += self._find_missing_captions()
         raise_faults(self.path, faults)
-        self._geometry = read_geometry(self.path, self.names)
-        self._text = self._open_text_cache() if text_cache else None
+        self._text = (
+            open_text_cache(self.path / "text", self.names, self.captions) if text_cache else None
+        )
 
     @property
     def provides(self) -> frozenset[str]:
@@ -105,9 +118,9 @@ class PreparedDataset(Dataset[Sample]):
         keys = {extra.key for extra in self._extras}
         return frozenset(keys | {"mask"} if self._mask else keys)
 
-    @property
-    def has_geometry(self) -> bool:
-        """Whether sizes and crops of the images are known."""
+    def read_geometry(self) -> bool:
+        """Let samples tell the sizes and crops of images from now on; say if they are known."""
+        self._geometry = read_geometry(self.path, self.names)
         return self._geometry is not None
 
     def __len__(self) -> int:
@@ -149,28 +162,17 @@ class PreparedDataset(Dataset[Sample]):
 
     def caption(self, index: int) -> str:
         """Return the final caption of an image in the current epoch."""
-        # The last number keeps these draws apart from others that begin with the same seed.
-        rng = np.random.default_rng([self.seed, int(self._epoch), index, 0xCA97])
-        return self.process_caption(self._read_caption(self.names[index]), rng)
+        return self.captions.draw(index, int(self._epoch))
 
     def whole_caption(self, index: int) -> str:
-        """Return an image's caption with its prefix, neither shuffled nor dropped."""
-        return self.process_caption.prefix + self._read_caption(self.names[index])
+        """Return an image's caption with nothing left to chance."""
+        return self.captions.whole(index)
 
     def summary(self) -> list[str]:
         """Describe the dataset in a few lines: buckets, captions, three final captions."""
         counts = zip(self.bucket_sizes, self.buckets, strict=True)
         lines = ["images per bucket: " + ", ".join(f"{w}x{h}: {len(b)}" for (w, h), b in counts)]
-        if self.prompt is None:
-            missing = [name for name in self.names if name not in self._captions]
-            found = f"captions: {len(self) - len(missing)} of {len(self)}"
-            lines.append(found + (f"; missing: {list_names(missing)}" if missing else ""))
-        shown = dict.fromkeys((0, len(self) // 2, len(self) - 1))
-        return lines + [
-            f"caption of {self.names[i]}: {self.caption(i)!r}"
-            + ("" if self.caption(i) else " (dropped in this epoch)")
-            for i in shown
-        ]
+        return lines + self.captions.summary(int(self._epoch))
 
     def origin(self, key: str) -> dict[str, Any]:
         """Return what made the side input `key`, as its script noted: tagger, sha256, features."""
@@ -218,17 +220,6 @@ class PreparedDataset(Dataset[Sample]):
         if self._text is not None:
             self._text.check(model, networks)
 
-    def _open_text_cache(self) -> TextCache | None:
-        captions = {name: self.whole_caption(index) for index, name in enumerate(self.names)}
-        is_shuffled = self.process_caption.shuffle
-        return open_text_cache(self.path / "text", captions, is_shuffled=is_shuffled)
-
-    def _read_caption(self, name: str) -> str:
-        if self.prompt is not None:
-            return self.prompt
-        file = self._captions.get(name)
-        return read_caption(self.path / file) if file else ""
-
     def _read_mask(self, name: str) -> Tensor | None:
         if self._mask is None or name not in self._mask:
             return None
@@ -252,8 +243,7 @@ class PreparedDataset(Dataset[Sample]):
                 logger.warning("%s: %s", self.path, found)
 
     def _find_missing_captions(self) -> Iterator[str]:
-        missing = [name for name in self.names if name not in self._captions]
-        if missing:
+        if missing := self.captions.missing:
             advice = "add captions/<name>.txt or .caption, or set allow_missing_captions: true"
             yield self.describe("captions", missing, advice)
 

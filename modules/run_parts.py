@@ -10,21 +10,20 @@ from typing import Any
 import torch
 
 from modules.errors import explained
-from modules.models import load
 from modules.models.base import DiffusionModel
 from modules.models.full_file import file_layout
 from modules.optimizer import ParameterGroup
 from modules.parts import (
     build_dataset,
     build_network,
-    build_objective,
     build_sampler,
     parameter_groups,
     select_trained,
 )
 from modules.prediction_probe import sample_batches, settle_prediction
 from modules.protocols import Network
-from modules.sections import Config, ModelConfig
+from modules.run_kinds import kind_of
+from modules.sections import Config
 from modules.text_stop import check_text_stop, text_parameters
 
 
@@ -50,7 +49,8 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
         if part is not None:
             action = partial(build_dataset, part, seed=config.train.seed)
             datasets[name] = explained(name, action)
-    model = explained("model", partial(_load_model, config.model, weights=weights))
+    kind = kind_of(config)
+    model = explained("model", partial(kind.load, config.model, weights=weights))
     for name, dataset in datasets.items():
         if hasattr(dataset, "check_latent_shapes"):
             sizes = (model.vae_scale_factor, model.latent_channels)
@@ -86,11 +86,6 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
         trained_base=trained_base,
         networks=networks,
         groups=groups,
-        objective=explained("objective", lambda: build_objective(config, model)),
+        objective=explained("objective", lambda: kind.build_objective(config, model)),
         sampler=sampler,
     )
-
-
-def _load_model(section: ModelConfig, *, weights: bool) -> DiffusionModel:
-    told = section.prediction_type
-    return load(section.path, vae=section.vae, weights=weights, prediction_type=told)

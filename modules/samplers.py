@@ -25,8 +25,8 @@ class GridSampler:
     Args:
         prompts: a list, or a text file with one prompt in each line (# begins a comment); None
             takes the captions of `num_images` images of the dataset.
-        extras: files for what networks ask for, one for each prompt or one for all; without them
-            the dataset's images serve.
+        extras: files for what networks ask for, and an inpainting model (`picture`, `inpaint`), one
+            for each prompt or one for all; without them the dataset's images serve.
         tome: merge tokens, if training does.
         width, height: pixels; multiples of what the model divides by; None is the size of the
             images that it was made for.
@@ -80,8 +80,9 @@ class GridSampler:
             ValueError: the model can't draw images of this size, or there is no guide for one.
         """
         self.size = model.image_size(*self._asked_size)
-        asks = {name: list(getattr(net, "requires", ())) for name, net in networks.items()}
-        asked = list(dict.fromkeys(key for keys in asks.values() for key in keys))
+        asking = [model.side_channels, *networks.values()]
+        asks = [list(getattr(one, "requires", ())) for one in asking]
+        asked = list(dict.fromkeys(key for keys in asks for key in keys))
         for key in self._files:
             if key not in asked:
                 raise ValueError(f"extras.{key}: no network asks for {key!r}")
@@ -89,10 +90,11 @@ class GridSampler:
         if not self.prompts:
             self.prompts = [whole_caption(dataset, index) for index in indices]
         indices = [indices[n % len(indices)] for n in range(len(self.prompts))]
-        self._guides = find_guides(asked, self._files, dataset, indices, size=self.size)
-        for name, network in networks.items():
-            if asks[name] and hasattr(network, "check_extras"):
-                network.check_extras({key: self._guides[key][0] for key in asks[name]})
+        samples = [model.side_channels.complete(dataset[n]) for n in indices] if asked else []
+        self._guides = find_guides(asked, self._files, samples, size=self.size)
+        for one, keys in zip(asking, asks, strict=True):
+            if keys and hasattr(one, "check_extras"):
+                one.check_extras({key: self._guides[key][0] for key in keys})
 
     def sample_if_due(self, run: Run, *, last: bool) -> None:
         """Draw and write the grid of this step, if one is due."""
@@ -103,7 +105,7 @@ class GridSampler:
         folder = run.directory / "samples"
         folder.mkdir(exist_ok=True)
         path = folder / f"step{run.step:08d}.png"
-        guides = pictures(self._guides)
+        guides = pictures(run.model.side_channels.shown(self._guides))
         titles = [*guides, ""] if guides else [""]
         make_sheet([*guides.values(), images], titles, self.prompts).save(path)
         run.log_images("samples", images, self.prompts)

@@ -34,7 +34,7 @@ class ModelConfig:
     """What a single file predicts; null asks its markers and its kind, and measures an SD2."""
     trainable: list[str] = field(default_factory=list)
     """Parts of the base that are trained: module paths as `unet`, `unet.up_blocks`,
-    `text_encoders`, `text_encoders.0`; `*` stands for anything."""
+    `text_encoders`, `text_encoders.0`; `*` stands for anything. Or of the VAE: `vae.decoder`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ class SampleConfig:
     """Prompts of the validation images: a list, or a text file with one in each line; null takes
     captions of the dataset."""
     num_images: Count = 4
-    """How many captions of the dataset are taken."""
+    """How many captions of the dataset are taken, or images where the VAE is trained."""
     extras: dict[str, list[str]] = field(default_factory=dict)
     """Files for what networks ask for, one for each prompt or one for all: `{control: [a.png]}`;
     without them the dataset's own serve."""
@@ -211,7 +211,8 @@ class SampleConfig:
     at_start: bool = True
     """Draw a grid before training, to compare with."""
     module: str = "modules.samplers.GridSampler"
-    """Dotted path of the sampler's class."""
+    """Dotted path of the sampler's class; where the VAE is trained, reconstructions take the place
+    of this one."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of a sampler of your own."""
 

@@ -74,7 +74,7 @@ def class_images(
 
 def _missing(folder: Path, count: int, prompt: str) -> list[int]:
     """The numbers of the images that are to be drawn."""
-    from modules.captions import find_caption, read_caption
+    from modules.captions import find_caption, read_captions
     from modules.images import image_files
 
     if folder.exists() and not folder.is_dir():
@@ -82,7 +82,7 @@ def _missing(folder: Path, count: int, prompt: str) -> list[int]:
     folder.mkdir(parents=True, exist_ok=True)
     files = [path for _, path in image_files(folder)]
     captions = [find_caption(path.parent, path.stem, folders=(".",)) for path in files]
-    others = sum(each is not None and read_caption(each) != prompt.strip() for each in captions)
+    others = sum(each is not None and read_captions(each) != [prompt.strip()] for each in captions)
     if others:
         logger.warning(
             "%s: %d of %d images there have another caption than this prompt; use one folder for "

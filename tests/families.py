@@ -8,6 +8,9 @@ from functools import partial
 from typing import Any
 
 import tiny
+import tiny_inpaint
+
+IMAGES = "modules.dataset.ImageDataset"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,8 @@ FAMILIES = {
     "sd1": Family(make=tiny.make_sd),
     "sd2": Family(make=partial(tiny.make_sd, prediction_type="v_prediction", sd2=True)),
     "sdxl": Family(make=tiny.make_sdxl),
+    "sd1_inpainting": Family(make=tiny_inpaint.make_sd, dataset=IMAGES),
+    "sdxl_inpainting": Family(make=tiny_inpaint.make_sdxl, dataset=IMAGES),
 }
 
 BOTH = ["unet", "text_encoders"]

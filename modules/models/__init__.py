@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,23 @@ from modules.component import resolve
 if TYPE_CHECKING:
     from modules.models.base import DiffusionModel
 
+logger = logging.getLogger(__name__)
+
 FAMILIES = {
     "StableDiffusionPipeline": "modules.models.stable_diffusion.StableDiffusion",
+    "StableDiffusionInpaintPipeline": "modules.models.stable_diffusion.StableDiffusion",
     "StableDiffusionXLPipeline": "modules.models.stable_diffusion_xl.StableDiffusionXL",
+    "StableDiffusionXLInpaintPipeline": "modules.models.stable_diffusion_xl.StableDiffusionXL",
 }
 """`_class_name` of model_index.json -> the family's class."""
 
 _RELATED = {
     "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
     "StableDiffusionControlNetPipeline": "StableDiffusionPipeline",
+    "StableDiffusionControlNetInpaintPipeline": "StableDiffusionInpaintPipeline",
     "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionXLControlNetPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLControlNetInpaintPipeline": "StableDiffusionXLInpaintPipeline",
 }
 
 
@@ -51,9 +58,20 @@ def load(
     opened = DiffusersFolder if file is None else SingleFile
     checkpoint = opened(place, path=path, prediction_type=prediction_type)
     name = checkpoint.index["_class_name"]
-    family = FAMILIES.get(_RELATED.get(name, name))
+    kind = _RELATED.get(name, name)
+    family = FAMILIES.get(kind)
     if family is None:
         raise ValueError(
             f"{path}: models of {name} are not supported; supported: {', '.join(FAMILIES)}"
         )
-    return resolve(family).from_checkpoint(checkpoint, vae=vae, weights=weights)
+    model = resolve(family).from_checkpoint(checkpoint, vae=vae, weights=weights)
+    if model.pipeline != kind:
+        logger.warning(
+            "%s: calls itself a %s, but its UNet has %d input channels; it is trained and saved as "
+            "a %s",
+            path,
+            name,
+            model.denoiser.config.in_channels,
+            model.pipeline,
+        )
+    return model

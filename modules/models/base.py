@@ -18,6 +18,7 @@ from modules.batch import Batch, DenoiserInputs
 from modules.models import layers
 from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
 from modules.models.folder import save_folder
+from modules.models.inpainting import find_side_channels
 from modules.models.patterns import matches
 from modules.models.portable import classic_name
 from modules.models.spaces import Latents, Pixels, Space
@@ -32,8 +33,8 @@ class DiffusionModel:
     tensors of its denoiser.
     """
 
-    pipeline: ClassVar[str]
-    """Its class in diffusers, as model_index.json names it."""
+    pipeline: str
+    """Its class in diffusers, as model_index.json names it; of the plain model on the class."""
     piece_classes: ClassVar[Mapping[str, Any]]
     """Classes of the pieces by their names in a checkpoint, which are those of `__init__`."""
     absent: ClassVar[Mapping[str, Any]] = {}
@@ -64,6 +65,8 @@ class DiffusionModel:
         self.vae = vae
         self.scheduler = scheduler
         self.path = path
+        self.side_channels = find_side_channels(self)
+        self.pipeline = self.side_channels.pipeline(self.pipeline)
         self.checkpoint: Checkpoint | None = None
         self._originals: Mapping[str, Callable[..., Any]] = {}
 
@@ -156,7 +159,9 @@ class DiffusionModel:
         Raises:
             ValueError: it doesn't.
         """
-        self.space.check(dataset[0])
+        sample = dataset[0]
+        self.space.check(sample)
+        self.side_channels.check(sample)
 
     # -- the four verbs ---------------------------------------------------------------------
 
@@ -173,8 +178,9 @@ class DiffusionModel:
         return self.space.scale(self.space.encode(batch))
 
     def encode_prompts(self, batch: Batch) -> dict[str, Any]:
-        """`encoder_hidden_states` (B, tokens, D) and what else the denoiser wants of captions."""
-        return dict(batch.text) or self.encode_text(batch.captions)
+        """`encoder_hidden_states` (B, tokens, D) and what else the denoiser is conditioned on."""
+        text = batch.text or self.encode_text(batch.captions)
+        return {**text, "side_channels": self.side_channels.make(batch)}
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The text encoders' outputs, which depend on the captions alone and can be cached."""
@@ -183,7 +189,7 @@ class DiffusionModel:
     def denoise(self, inputs: DenoiserInputs) -> Tensor:
         """The denoiser's prediction, (B, C, h, w)."""
         return self.denoiser(
-            inputs.sample,
+            inputs.channels,
             inputs.timestep,
             encoder_hidden_states=inputs.encoder_hidden_states,
             added_cond_kwargs=dict(inputs.added_cond_kwargs) or None,
@@ -214,7 +220,7 @@ class DiffusionModel:
     @property
     def latent_channels(self) -> int:
         """Channels of the denoiser's sample."""
-        return self.denoiser.config.in_channels
+        return self.denoiser.config.in_channels - self.side_channels.count
 
     @property
     def text_width(self) -> int:

@@ -17,7 +17,7 @@ def check_latents(model: DiffusionModel) -> None:
         ValueError: their channels differ.
     """
     assert model.vae is not None
-    channels, latent = model.denoiser.config.in_channels, model.vae.config.latent_channels
+    channels, latent = model.latent_channels, model.vae.config.latent_channels
     if channels != latent:
         raise ValueError(
             f"{model.path}: the UNet takes {channels} channels, the VAE gives {latent}; "

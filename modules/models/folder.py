@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import __version__
 
 from modules.models.pieces import save_piece, write_json
 from modules.models.portable import save_text_encoder, save_tokenizer
@@ -36,6 +37,7 @@ def _index(model: DiffusionModel, scheduler: dict[str, Any]) -> dict[str, Any]:
     index = {
         **model.pipeline_settings(),
         "_class_name": model.pipeline,
+        "_diffusers_version": __version__,  # its inpainting pipeline does not load without
         "scheduler": ["diffusers", scheduler.get("_class_name", "DDPMScheduler")],
     }
     for name, piece in model.pieces().items():

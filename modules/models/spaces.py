@@ -44,6 +44,7 @@ class Latents:
     def __init__(self, vae: Any):
         self.vae = vae
         self.scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.channels = vae.config.latent_channels
 
     def check(self, sample: Sample) -> None:
         if sample.latents is None and sample.pixel_values is None:
@@ -55,11 +56,11 @@ class Latents:
         assert batch.pixel_values is not None, "the dataset gave neither latents nor pixel_values"
         return self.encode_pixels(batch.pixel_values)
 
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """A sample of the posterior of pixels (B, 3, H, W) in [-1, 1]."""
+    def encode_pixels(self, pixel_values: Tensor, *, sampled: bool = True) -> Tensor:
+        """A sample of the posterior of pixels (B, 3, H, W) in [-1, 1], or its mean."""
         with torch.no_grad(), full_precision(pixel_values.device):
             posterior = self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist
-            return posterior.sample().float()
+            return (posterior.sample() if sampled else posterior.mode()).float()
 
     def scale(self, values: Tensor) -> Tensor:
         return values * self.vae.config.scaling_factor

@@ -15,7 +15,7 @@ from modules.models.text_encoder import TextEncoder
 
 
 class StableDiffusion(DiffusionModel):
-    pipeline: ClassVar = "StableDiffusionPipeline"
+    pipeline = "StableDiffusionPipeline"
     piece_classes: ClassVar = {
         "unet": UNet2DConditionModel,
         "text_encoder": CLIPTextModel,
@@ -48,11 +48,6 @@ class StableDiffusion(DiffusionModel):
         super().__init__(
             denoiser=unet, text_encoders=[encoder], vae=vae, scheduler=scheduler, path=path
         )
-        if unet.config.in_channels == 9:
-            raise ValueError(
-                f"{path}: an inpainting UNet (9 input channels) cannot be trained; "
-                "use the base model it was made from"
-            )
         check_latents(self)
         check_tokenizer(self, encoder)
         check_text_width(self, text_encoder.config.hidden_size)

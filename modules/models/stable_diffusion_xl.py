@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class StableDiffusionXL(DiffusionModel):
-    pipeline: ClassVar = "StableDiffusionXLPipeline"
+    pipeline = "StableDiffusionXLPipeline"
     piece_classes: ClassVar = {
         "unet": UNet2DConditionModel,
         "text_encoder": CLIPTextModel,
@@ -79,10 +79,10 @@ class StableDiffusionXL(DiffusionModel):
         }
 
     def encode_prompts(self, batch: Batch) -> dict[str, Any]:
-        text = dict(batch.text) or self.encode_text(batch.captions)
-        pooled = text.pop("pooled_prompt_embeds")
+        inputs = super().encode_prompts(batch)
+        pooled = inputs.pop("pooled_prompt_embeds")
         sizes = self.size_conditions(batch).to(pooled)
-        return {**text, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+        return {**inputs, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
 
     def size_conditions(self, batch: Batch) -> Tensor:
         """Original size, corner of the crop and final size, each as height and width, (B, 6).
@@ -101,7 +101,7 @@ class StableDiffusionXL(DiffusionModel):
 
     def check_dataset(self, dataset: Any) -> None:
         super().check_dataset(dataset)
-        if not getattr(dataset, "has_geometry", True):
+        if hasattr(dataset, "read_geometry") and not dataset.read_geometry():
             logger.warning(
                 "%s: has no images.jsonl, so sizes and crops of the images are not known, and each "
                 "counts as neither scaled nor cropped; preprocess/bucketing.py writes it",

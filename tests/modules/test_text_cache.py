@@ -101,8 +101,14 @@ def test_captions_that_are_not_the_cached_ones_are_encoded_live(cached, caplog):
     assert text(prefix="") == {}
     assert "4 of 4 captions are not the cached ones: image000, image001," in caplog.text
     assert "run preprocess/latent.py --text, with the prefix and prompt of the run" in caplog.text
+    assert set(text(shuffle_caption=True)) == {"encoder_hidden_states"}  # all have one tag
+    (cached / "captions" / "image001.caption").write_text("a, b\nc", encoding="utf-8")
     assert text(shuffle_caption=True) == {}
-    assert "text_cache: has no effect, since shuffle_caption changes" in caplog.text
+    assert (
+        "has no effect, all captions are encoded while training, since several cap" in caplog.text
+    )
+    assert "several captions and shuffle_caption makes them differ" in caplog.text
+    (cached / "captions" / "image001.caption").write_text("a blue dog", encoding="utf-8")
     (cached / "captions" / "image002.caption").write_text("edited", encoding="utf-8")
     assert text() == {}
     assert "1 of 4 captions are not the cached ones: image002; run" in caplog.text
