@@ -11,7 +11,6 @@ import torch
 
 from modules.errors import explained
 from modules.models.base import DiffusionModel
-from modules.models.full_file import file_layout
 from modules.optimizer import ParameterGroup
 from modules.parts import (
     build_dataset,
@@ -61,7 +60,7 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
         explained("model", partial(settle_prediction, model, batches))
     trained_base = explained("model.trainable", lambda: select_trained(config, model))
     if trained_base and config.save.format == "single_file":
-        explained("save.format", partial(file_layout, model))
+        explained("save.format", model.check_single_file)
     networks = {}
     for name, network in config.networks.items():
         action = partial(build_network, network, datasets, model)

@@ -20,7 +20,13 @@ _ENCODER = ("vae.encoder", "vae.quant_conv")
 
 def load_autoencoder(section: ModelConfig, *, weights: bool) -> Autoencoder:
     """Load `model.vae`, or the VAE of `model.path`, and nothing else."""
-    return Autoencoder.from_pretrained(section.vae or section.path, weights=weights)
+    if section.vae is None:
+        return Autoencoder.from_pretrained(section.path, weights=weights)
+
+    def config() -> dict[str, Any]:
+        return dict(Autoencoder.from_pretrained(section.path, weights=False).vae.config)
+
+    return Autoencoder.from_pretrained(section.vae, weights=weights, config=config)
 
 
 def build_vae_objective(config: Config, model: DiffusionModel) -> Any:

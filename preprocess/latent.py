@@ -132,7 +132,10 @@ def _encode(
         writer.shutdown()
 
 
-_CAPTION_OPTIONS = ("prefix", "suffix", "prompt", "trigger_word")
+_CAPTION_OPTIONS = (
+    *("prefix", "suffix", "prompt", "trigger_word"),
+    *("max_token_length", "clip_skip"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suffix", help="with --text: stands behind every caption")
     parser.add_argument("--prompt", help="with --text: stands for every caption")
     parser.add_argument("--trigger_word", help="with --text: is put into every caption")
+    for option in ("--max_token_length", "--clip_skip"):
+        parser.add_argument(option, type=int, help="with --text: as in the run's model section")
     arguments = vars(parser.parse_args(argv))
     captions = {key: arguments.pop(key) for key in _CAPTION_OPTIONS}
     if not arguments["text"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,15 @@ class Autoencoder(DiffusionModel):
         super().__init__(denoiser=None, text_encoders=(), vae=vae, scheduler=None, path=path)
 
     @classmethod
-    def from_pretrained(cls, path: str, *, weights: bool = True) -> Autoencoder:
-        """Load the VAE of a model, or a VAE's own directory or hub id; else as `load_vae`."""
-        return cls(load_vae(path, weights=weights), path=path)
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        weights: bool = True,
+        config: Callable[[], dict[str, Any]] | None = None,
+    ) -> Autoencoder:
+        """Load the VAE of a model, or one by itself; see `load_vae`."""
+        return cls(load_vae(path, weights=weights, config=config), path=path)
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
         """Write a VAE's directory, as `AutoencoderKL.from_pretrained` and `model.vae` read it."""

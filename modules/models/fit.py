@@ -52,3 +52,16 @@ def check_text_width(model: DiffusionModel, width: int) -> None:
         raise ValueError(
             f"{model.path}: the text encoder's width is {width}, the UNet wants {wanted}"
         )
+
+
+def check_image_size(size: tuple[int, int], multiple: int) -> None:
+    """Check width and height of images to draw.
+
+    Raises:
+        ValueError: a side is no multiple of `multiple`.
+    """
+    for name, side in zip(("width", "height"), size, strict=True):
+        if side < 1 or side % multiple:
+            raise ValueError(
+                f"{name}: {side} is no multiple of {multiple}, which this model's images must be"
+            )

@@ -13,10 +13,13 @@ from modules.models.layouts import SD1, UNET, VAE, published_config
 from modules.models.original_names import Place, vae_places
 from modules.models.single_file import SingleFile
 from modules.models.tensor_file import open_tensors
+from modules.models.unpublished import own_configs
 
 
 def load_vae_file(file: Path, path: str, *, config: Mapping[str, Any], weights: bool) -> Any:
     """Load an AutoencoderKL in float32; one that stands alone has `config`, or SD1's without any.
+
+    What its metadata say of its config, as in files that we wrote, goes before.
 
     Raises:
         ValueError: the file holds no VAE, or one of another size.
@@ -26,7 +29,8 @@ def load_vae_file(file: Path, path: str, *, config: Mapping[str, Any], weights: 
         whole = SingleFile(file, path=path)
         whole.check(["vae"])
         return whole.load("vae", AutoencoderKL, weights=weights)
-    own = config or published_config(SD1, "vae")
+    brought = own_configs(stored.metadata, path).get("vae", {})
+    own = {**(config or published_config(SD1, "vae")), **brought}
     vae = make_module(AutoencoderKL, own, weights=weights)
     where = _places(vae, stored.shapes)
     if not where:

@@ -124,6 +124,26 @@ def test_diffusers_pipelines_and_our_model_vae_load_it(vae_config, write_config,
     assert other.model.path == str(saved)
 
 
+def test_one_file_is_read_by_diffusers_and_by_our_model_vae(vae_config, model_directory):
+    path = vae_config(save={"format": "single_file"}, sample={"num_images": 1})
+    trainer = train(path)
+    file = trainer.directory / "run.safetensors"
+    stored = load_file(file)
+    trained = tensors(trainer.model.vae)
+    assert torch.equal(stored["decoder.conv_out.bias"], trained["decoder.conv_out.bias"])
+    assert "decoder.up.2.block.0.conv1.weight" in stored  # the original layout, counted from below
+    config = str(model_directory / "vae")
+    vae = AutoencoderKL.from_single_file(str(file), config=config, local_files_only=True)
+    assert all(torch.equal(trained[key], value) for key, value in tensors(vae).items())
+    ours = models.load(str(model_directory), vae=str(file))
+    assert all(torch.equal(trained[key], value) for key, value in tensors(ours.vae).items())
+    assert ours.vae.config.scaling_factor == 0.5
+    again = Trainer.from_config(load(path, f"model.vae={file}", "save.name=again"))
+    found = tensors(again.model.vae)
+    assert all(torch.equal(trained[key], value) for key, value in found.items())
+    assert again.model.vae.config.scaling_factor == 0.5
+
+
 @pytest.mark.parametrize(
     ("key", "reason"),
     [("kl", ": the encoder is not trained"), ("perceptual_weight", " without perceptual")],
