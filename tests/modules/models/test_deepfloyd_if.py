@@ -82,6 +82,7 @@ def test_a_saved_model_is_the_same_in_diffusers(directory):
         states = model.encode_prompts(Batch(captions=CAPTIONS))["encoder_hidden_states"]
         expected, _ = pipeline.encode_prompt(CAPTIONS, device="cpu")
         assert states.shape == (2, 77, 24)
+        assert model.text_encoders[0].token_count("cat " * 90) == (90, 76)  # and an end
         assert torch.equal(states, expected)
         prediction = model.denoise(
             DenoiserInputs(sample=sample, timestep=timestep, encoder_hidden_states=states)
