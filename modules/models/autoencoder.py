@@ -22,7 +22,6 @@ class Autoencoder(DiffusionModel):
 
     pipeline = "AutoencoderKL"
     vae: Any
-    pipeline = "AutoencoderKL"
 
     def __init__(self, vae: Any, *, path: str = ""):
         super().__init__(denoiser=None, text_encoders=(), vae=vae, scheduler=None, path=path)
