@@ -86,6 +86,17 @@ class DeepFloydIF(DiffusionModel):
         """The predicted noise, (B, 3, H, W), without the variance."""
         return super().denoise(inputs)[:, : self.latent_channels]
 
+    def check_dataset(self, dataset: Any) -> None:
+        """Check also that buckets are of sizes that the UNet halves without a rest."""
+        super().check_dataset(dataset)
+        multiple = self.size_multiple
+        for width, height in getattr(dataset, "bucket_sizes", ()):
+            if width % multiple or height % multiple:
+                raise ValueError(
+                    f"{dataset.path}: the sides of bucket {width}x{height} are no multiples of "
+                    f"{multiple}; run preprocess/bucketing.py with --step {multiple}"
+                )
+
     def scheduler_config(self) -> dict[str, Any]:
         """The checkpoint's scheduler; a trained UNet's variance is not to be used."""
         fixed = {"variance_type": "fixed_small"} if self.is_changed("unet") else {}

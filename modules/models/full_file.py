@@ -36,10 +36,10 @@ def save_single_file(
     """
     from safetensors.torch import save_file
 
-    layout, scheduler = file_layout(model), model.scheduler_config()
+    layout = file_layout(model)
     tensors = file_tensors(model, dtype=dtype)
     described = {**_describe(model, layout, path.stem), **metadata, "format": "pt"}
-    configs = unpublished_configs(model.pieces(), scheduler, layout)
+    configs = unpublished_configs(model.pieces(), _schedule(model), layout)
     if configs:
         described[CONFIGS_KEY] = json.dumps(configs, ensure_ascii=False)
     save_file(tensors, path, metadata=described)
@@ -49,7 +49,7 @@ def file_tensors(
     model: DiffusionModel, *, dtype: torch.dtype, device: str = "cpu"
 ) -> dict[str, Tensor]:
     """The tensors of a model by their names in a file."""
-    layout, scheduler = file_layout(model), model.scheduler_config()
+    layout, scheduler = file_layout(model), _schedule(model)
     tensors: dict[str, Tensor] = {}
     for name in layout.prefixes:
         tensors |= _piece_tensors(name, model, layout, dtype, device)
@@ -68,8 +68,12 @@ def file_layout(model: DiffusionModel) -> Layout:
     """
     config = getattr(model.denoiser, "config", None)
     linear = getattr(config, "use_linear_projection", False)
-    kind = getattr(model, "pipeline", type(model).__name__)
-    return layout_of(kind, linear_projection=linear)
+    return layout_of(model.pipeline, linear_projection=linear)
+
+
+def _schedule(model: DiffusionModel) -> dict[str, Any]:
+    """The scheduler's settings; a VAE alone has none."""
+    return {} if model.scheduler is None else model.scheduler_config()
 
 
 def _piece_tensors(
@@ -116,15 +120,20 @@ def _unused(
 
 def _describe(model: DiffusionModel, layout: Layout, title: str) -> dict[str, str]:
     """The fields of ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec."""
-    velocity = model.scheduler.config.prediction_type == "v_prediction"
-    architecture, (width, height) = layout.architecture, model.image_size(None, None)
-    if velocity and layout.name == "sd2":
-        architecture = "stable-diffusion-v2-768-v"
-    return {
+    described = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architecture,
+        "modelspec.architecture": layout.architecture,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": title,
+    }
+    if model.scheduler is None:
+        return described
+    velocity = model.scheduler.config.prediction_type == "v_prediction"
+    width, height = model.image_size(None, None)
+    if velocity and layout.name == "sd2":
+        described["modelspec.architecture"] = "stable-diffusion-v2-768-v"
+    return {
+        **described,
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.prediction_type": "v" if velocity else "epsilon",
     }

@@ -225,6 +225,13 @@ def test_masks_that_are_no_images_are_refused(assemble, material, tmp_path):
     )
 
 
+def test_mask_files_for_drawing_that_are_no_images_are_refused(assemble, material):
+    array = str(material / "data" / "mask" / "image000.npz")
+    sample = {**SAMPLE, "extras": {"inpaint": [array]}}
+    with pytest.raises(ConfigError, match=r"^sample: 'inpaint' has shape \(8, 8\), for inpaint"):
+        assemble(networks={"lora": NETWORKS["lora"]}, sample=sample)
+
+
 def test_missing_and_odd_masks_are_named(assemble, material, tmp_path):
     data = shutil.copytree(material / "data", tmp_path / "data")
     Image.new("L", (16, 16)).save(data / "inpaint" / "image001.png")

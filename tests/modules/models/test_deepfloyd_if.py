@@ -23,6 +23,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 from modules import models
 from modules.batch import Batch, DenoiserInputs, collate
 from modules.config import load
+from modules.drawing import draw_images, make_sampling_scheduler, starting_noise
 from modules.errors import ConfigError
 from modules.objectives import Epsilon
 from modules.trainer import Trainer
@@ -163,6 +164,40 @@ def test_every_network_trains_in_bf16_with_masks(assemble, name):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_drawing_goes_on_from_the_clipped_image(directory):
+    model = models.load(str(directory))
+    size, seeds = (16, 16), [3]
+    sample = starting_noise(model, seeds, size)
+    scheduler = make_sampling_scheduler(model.scheduler)
+    scheduler.set_timesteps(3)
+    assert scheduler.config.thresholding
+    with torch.no_grad():
+        states = model.encode_text(["a cat"])["encoder_hidden_states"]
+        for number, timestep in enumerate(scheduler.timesteps):
+            inputs = DenoiserInputs(
+                sample=sample, timestep=timestep[None], encoder_hidden_states=states
+            )
+            alpha = scheduler.alphas_cumprod[timestep]
+            clean = (sample - (1 - alpha).sqrt() * model.denoise(inputs)) / alpha.sqrt()
+            clean = scheduler._threshold_sample(clean)
+            noise = (sample - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+            last = number == 2
+            after = torch.tensor(1.0) if last else scheduler.alphas_cumprod[timestep - 333]
+            sample = after.sqrt() * clean + (1 - after).sqrt() * noise
+    drawn = draw_images(
+        model,
+        [],
+        prompts=["a cat"],
+        seeds=seeds,
+        size=size,
+        num_inference_steps=3,
+        guidance_scale=1,
+    )
+    (expected,) = model.decode(sample)
+    difference = np.asarray(drawn[0], dtype=int) - np.asarray(expected, dtype=int)
+    assert np.abs(difference).max() <= 1
+
+
 def test_checkpointing_computes_the_same(assemble):
     losses = []
     for checkpointing in (False, True):
@@ -197,6 +232,13 @@ def test_a_new_token_reaches_t5_and_leaves_the_others_alone():
 def test_tokens_cannot_be_merged(assemble):
     with pytest.raises(ConfigError, match="this UNet has no attention in which to merge tokens"):
         assemble(networks=LORA, train={"tome_ratio": 0.5})
+
+
+def test_buckets_that_the_unet_cannot_halve_are_refused(assemble, tmp_path):
+    place = tiny.save_dataset(tmp_path / "data", {(16, 15): 1}, factor=1)
+    message = r"dataset: .*sides of bucket 16x15 are no multiples of 2; run .* --step 2"
+    with pytest.raises(ConfigError, match=message):
+        assemble(args={"path": str(place), "extras": {}}, networks=LORA)
 
 
 def test_latents_and_a_vae_are_refused(

@@ -7,7 +7,10 @@ import tiny
 import torch
 from tiny_if import make_if
 
+from modules.config import load
+from modules.drawing import draw_images
 from modules.models.prompts import set_prompts
+from modules.trainer import Trainer
 
 LONG = "a red cat on the mat, a blue dog, a photo of the red dog, a cat"
 SHORT = "a blue dog"
@@ -90,8 +93,6 @@ def test_skipped_layers_are_not_trained():
 
 
 def test_long_prompts_are_drawn_with():
-    from modules.drawing import draw_images
-
     model = tiny.make_sdxl()
     set_prompts(model, max_token_length=150, clip_skip=None)
     options = {"seeds": [1], "size": (32, 32), "num_inference_steps": 2}
@@ -109,3 +110,28 @@ def test_what_can_not_be_is_said():
         set_prompts(deepfloyd, max_token_length=150, clip_skip=None)
     with pytest.raises(ValueError, match="clip_skip: is for CLIP; a T5EncoderModel always reads"):
         set_prompts(deepfloyd, max_token_length=75, clip_skip=2)
+
+
+def test_a_run_with_long_captions_and_clip_skip(write_config, tmp_path, caplog):
+    data = tiny.save_dataset(tmp_path / "data", captions=[LONG, SHORT])
+    model = tiny.save_sd(tmp_path / "xl", make=tiny.make_sdxl)
+    lora = {"module": "networks.lora.LoRA", "args": {"rank": 2, "targets": ["text_encoders"]}}
+    sections = {"dataset": {"args": {"path": str(data)}}, "networks": {"lora": lora}}
+    path = write_config(model={"path": str(model)}, **sections)
+    with caplog.at_level("INFO"):
+        assert Trainer.from_config(load(path), check=True) is None
+    assert (
+        "captions: the ends of 2 of 4 are not read: image000 (20 tokens), image002 (20 tokens); "
+        "model.max_token_length: 150 or 225 reads more"
+    ) in caplog.text
+    caplog.clear()
+    longer = {"path": str(model), "max_token_length": 150, "clip_skip": 1}
+    path = write_config(model=longer, **sections)
+    with caplog.at_level("INFO"):
+        Trainer.from_config(load(path), check=True)
+    assert "are not read" not in caplog.text
+    trainer = Trainer.from_config(load(path))
+    assert any("layers_1" in name for name in trainer.networks["lora"].layers)  # read at the last
+    batch = next(iter(trainer.source.loader))
+    assert trainer.model.encode_prompts(batch)["encoder_hidden_states"].shape[1] == 32
+    trainer.train()
