@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from modules.epoch_plan import EpochPlan
 from modules.files import write_atomically
+from modules.store import LocalStore, Store
 
 Size = tuple[int, int]  # width, height
 
@@ -90,9 +92,15 @@ class BucketIndex:
             ValueError: the file is missing or malformed, has no images, has a name twice, or one
                 that leads out of the dataset.
         """
+        return cls.read(LocalStore(path.parent), path.name)
+
+    @classmethod
+    def read(cls, store: Store, file: str) -> BucketIndex:
+        """Read and check a `buckets.json` as `load` does, wherever it lies."""
+        path = f"{store}/{file}"
         try:
             content = json.loads(
-                path.read_text(encoding="utf-8-sig"),
+                store.read(file).decode("utf-8-sig"),
                 object_pairs_hook=lambda pairs: pairs,  # a dict would hide a key that comes twice
             )
         except FileNotFoundError as error:
@@ -153,25 +161,31 @@ class BucketBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this rank's share of the current epoch's batches, from `start_batch` on."""
-        for batch in self.plan(self.epoch)[self.start_batch :]:
-            yield self.share(batch)[0]
+        plan = self.plan(self.epoch)
+        for number in range(self.start_batch, len(plan)):
+            yield self.share(plan[number])[0]
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the epoch of the next iteration, and the batch it begins with after a resume."""
         self.epoch = epoch
         self.start_batch = start_batch
 
-    def plan(self, epoch: int) -> list[list[int]]:
+    def plan(self, epoch: int) -> EpochPlan:
         """Return the batches of an epoch, each with the images of all ranks."""
         size = self.batch_size * self.world_size
         rng = np.random.default_rng([self.seed, epoch])
-        batches: list[list[int]] = []
+        order = [rng.permutation(each) if self.shuffle else each for each in self._buckets]
+        starts, first = [], 0
         for bucket in self._buckets:
-            indices = (rng.permutation(bucket) if self.shuffle else bucket).tolist()
-            batches.extend(indices[i : i + size] for i in range(0, len(indices), size))
-        if self.shuffle:
-            batches = [batches[i] for i in rng.permutation(len(batches)).tolist()]
-        return batches
+            starts.append(np.arange(first, first + len(bucket), size))
+            first += len(bucket)
+        starts.append(np.array([first]))
+        count = len(self)
+        return EpochPlan(
+            np.concatenate(order) if order else np.arange(0),
+            np.concatenate(starts),
+            rng.permutation(count) if self.shuffle else np.arange(count),
+        )
 
     def share(self, batch: Sequence[int]) -> tuple[list[int], bool]:
         """Return this rank's images of a batch of the plan, and whether they count.

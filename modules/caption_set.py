@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from modules.caption_text import CaptionProcessor
-from modules.captions import CaptionFiles, read_captions
+from modules.captions import CaptionFiles
 from modules.dataset_files import list_names
+from modules.store import Store
 
 
 class CaptionSet:
@@ -20,7 +20,7 @@ class CaptionSet:
 
     def __init__(
         self,
-        directory: Path,
+        store: Store,
         names: Sequence[str],
         *,
         process: CaptionProcessor,
@@ -31,11 +31,11 @@ class CaptionSet:
         self.prompt = prompt
         self._names = names
         self._seed = seed
-        self._files = None if prompt is not None else CaptionFiles(directory, names)
+        self._files = None if prompt is not None else CaptionFiles(store, names)
 
     @property
     def missing(self) -> list[str]:
-        """Names of images without a caption file."""
+        """Names of images without a caption."""
         return [] if self._files is None else self._files.missing
 
     def draw(self, number: int, epoch: int) -> str:
@@ -49,12 +49,11 @@ class CaptionSet:
         return self.process.whole(self.read(number))
 
     def read(self, number: int) -> list[str]:
-        """An image's captions as they stand in its file; an empty one without a file."""
+        """An image's captions as they are stored; an empty one if none are."""
         if self._files is None:
             assert self.prompt is not None
             return [self.prompt]
-        path = self._files.path(number)
-        return [""] if path is None else read_captions(path)
+        return self._files.read(number) or [""]
 
     def summary(self, epoch: int) -> list[str]:
         """How many there are, and three of an epoch's final ones."""
@@ -71,4 +70,4 @@ class CaptionSet:
 
     def chances(self) -> list[str]:
         """What makes captions differ from time to time, but for dropping them whole."""
-        return self.process.chances([self.read(number) for number in range(len(self._names))])
+        return self.process.chances(map(self.read, range(len(self._names))))

@@ -7,54 +7,71 @@ from pathlib import Path
 
 import numpy as np
 
-from modules.files import files_by_name
+from modules.caption_lines import FILE, CaptionLines
+from modules.store import Store
 
 CAPTION_SUFFIXES = (".caption", ".txt")
 """Suffixes of caption files; where an image has both, the first wins."""
 
 _FOLDERS = ("captions", ".", "images")
 
+_IN_LINES = 255  # the place of captions that are in captions.jsonl
+
 
 def find_caption(directory: Path, name: str, *, folders: Sequence[str] = _FOLDERS) -> Path | None:
     """Return the caption file of the image `name` in the first of `folders` that has one."""
-    for folder in folders:
-        for suffix in CAPTION_SUFFIXES:
-            path = directory / folder / (name + suffix)
-            if path.is_file():
-                return path
-    return None
+    return next(iter(caption_paths(directory, name, folders=folders)), None)
+
+
+def caption_paths(directory: Path, name: str, *, folders: Sequence[str] = _FOLDERS) -> list[Path]:
+    """Return all caption files of the image `name`; the first one is what is read."""
+    paths = (directory / folder / (name + end) for folder in folders for end in CAPTION_SUFFIXES)
+    return [path for path in paths if path.is_file()]
 
 
 class CaptionFiles:
-    """The caption files of a dataset's images, by the images' numbers.
+    """The captions of a dataset's images as they are stored, by the images' numbers.
 
-    Files are in captions/, or beside the images of older datasets. A byte for each image says which
-    of the possible places it is.
+    They are in captions/, in captions.jsonl, or beside the images of older datasets; where there
+    are several the first one counts. A byte for each image says which of the possible places it is.
     """
 
-    def __init__(self, directory: Path, names: Sequence[str]):
-        self._directory = directory
+    def __init__(self, store: Store, names: Sequence[str]):
+        self._store = store
         self._names = names
         self._kinds: list[tuple[str, str] | None] = [None]  # folder and suffix
         self._places = np.zeros(len(names), dtype=np.uint8)  # each image's kind
+        self._lines: CaptionLines | None = None
         left: Sequence[int] = range(len(names))
         for folder in _FOLDERS:
             if left:
-                found = files_by_name(directory / folder, CAPTION_SUFFIXES)
+                found = store.files_by_name(folder, CAPTION_SUFFIXES)
                 left = [number for number in left if not self._place(number, folder, found)]
+            if left and folder == _FOLDERS[0] and store.is_file(FILE):
+                self._lines = CaptionLines(store, names)
+                self._places[(self._places == 0) & self._lines.known] = _IN_LINES
+                left = np.flatnonzero(self._places == 0).tolist()
 
     @property
     def missing(self) -> list[str]:
-        """Names of images without a file."""
+        """Names of images without a caption."""
         return [self._names[number] for number in np.flatnonzero(self._places == 0).tolist()]
 
-    def path(self, number: int) -> Path | None:
-        """The file of an image, if it has one."""
+    def read(self, number: int) -> list[str] | None:
+        """An image's captions, None if it has none.
+
+        Raises:
+            ValueError: they can't be read.
+        """
+        if self._places[number] == _IN_LINES:
+            assert self._lines is not None
+            return self._lines.read(number)
         kind = self._kinds[self._places[number]]
         if kind is None:
             return None
         folder, suffix = kind
-        return self._directory / folder / (self._names[number] + suffix)
+        file = f"{folder}/{self._names[number]}{suffix}"
+        return parse_captions(self._store.read(file), f"{self._store}/{file}")
 
     def _place(self, number: int, folder: str, found: Mapping[str, str]) -> bool:
         suffix = found.get(self._names[number])
@@ -72,8 +89,13 @@ def read_captions(path: Path) -> list[str]:
     Raises:
         ValueError: the file isn't UTF-8 (with or without byte-order mark).
     """
+    return parse_captions(path.read_bytes(), path)
+
+
+def parse_captions(content: bytes, path: Path | str) -> list[str]:
+    """Return the captions in a caption file's content; `path` is for the message."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
         raise ValueError(f"{path}: is not UTF-8 ({found}); save it as UTF-8") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+from modules.store import is_remote
 from modules.value_words import quote
 from modules.yaml_source import YamlSource
 
@@ -64,12 +65,12 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
                 ("networks", name, "resume"),
                 f"{quote(resume)} is neither a file nor a directory{_near_path(resume)}",
             )
-    path = config.dataset.args.get("path")
-    if isinstance(path, str) and path != MISSING and not config.prepare and not _is_dir(path):
-        faults.fault(("dataset", "args", "path"), _directory_problem(path))
-    prior = config.prior.args.get("path") if config.prior is not None else None
-    if isinstance(prior, str) and prior != MISSING and not config.prepare and not _is_dir(prior):
-        faults.fault(("prior", "args", "path"), _directory_problem(prior))
+    for name, part in (("dataset", config.dataset), ("prior", config.prior)):
+        path = part.args.get("path") if part is not None else None
+        if not isinstance(path, str) or path == MISSING or config.prepare:
+            continue
+        if not is_remote(path) and not _is_dir(path):
+            faults.fault((name, "args", "path"), _directory_problem(path))
     if _is_file(config.save.directory):
         faults.fault(("save", "directory"), f"{quote(config.save.directory)} is a file")
     if config.sample is not None and not faults.is_faulty(("sample", "prompts")):

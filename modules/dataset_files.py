@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modules.files import Journal, files_by_name
+from modules.files import files_by_name, parse_lines
 from modules.images import IMAGE_SUFFIXES, Size, open_image, read_size, to_tensor
+from modules.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,13 @@ def read_mask(masks: SideInput, name: str, *, normalize: bool) -> Tensor:
     return mask[None] if mask.ndim == 2 else mask
 
 
+def parse_array(content: bytes, path: str) -> Tensor:
+    """Return the array in a .npy file's content, as `read_array` does; `path` is for messages."""
+    with _naming(path):
+        array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        return torch.from_numpy(np.asarray(array, dtype=np.float32))
+
+
 def read_shape(path: Path) -> tuple[int, ...]:
     """Return the shape of an array that `read_array` reads, from its header.
 
@@ -128,6 +136,12 @@ def read_shape(path: Path) -> tuple[int, ...]:
         return _parse_header(start + file.read(int.from_bytes(start[8:], "little")))
 
 
+def parse_shape(content: bytes, path: str) -> tuple[int, ...]:
+    """Return the shape of an array from the beginning of a .npy file; `path` is for messages."""
+    with _naming(path):
+        return _parse_header(content[: 10 + int.from_bytes(content[8:10], "little")])
+
+
 @lru_cache
 def _parse_header(header: bytes) -> tuple[int, ...]:
     """Parse a header of version 1; most files of a dataset have the same, and it takes long."""
@@ -137,28 +151,34 @@ def _parse_header(header: bytes) -> tuple[int, ...]:
     return np.lib.format.read_array_header_1_0(file)[0]
 
 
-def read_geometry(directory: Path, names: Sequence[str]) -> np.ndarray | None:
+def read_geometry(store: Store, names: Sequence[str]) -> np.ndarray | None:
     """Return height and width before resizing, top and left of the crop, for each image.
 
     They stand in images.jsonl; None, with a warning, if they don't for one of the images.
     """
-    entries = Journal(directory / "images.jsonl").entries
-    rows = []
-    for name in names:
-        entry = entries.get(name, {})
+    if not store.is_file("images.jsonl"):
+        return None
+    numbers = {name: number for number, name in enumerate(names)}
+    rows = np.full((len(names), 4), -1, dtype=np.int32)
+    # Line by line: the entries of a million images would take gigabytes.
+    for entry in parse_lines(store.lines("images.jsonl"), f"{store}/images.jsonl"):
+        if (number := numbers.get(entry["name"])) is None:
+            continue
         try:
             (width, height), (top, left) = entry["original_size"], entry["crop_top_left"]
+            rows[number] = (height, width, top, left)
         except (KeyError, TypeError, ValueError):
-            if entries:
-                logger.warning(
-                    "%s/images.jsonl: has no sizes of %s; original sizes are not used, run "
-                    "preprocess/bucketing.py again to have them",
-                    directory,
-                    name,
-                )
-            return None
-        rows.append((height, width, top, left))
-    return np.array(rows, dtype=np.int32)
+            rows[number] = -1
+    unknown = np.flatnonzero(rows[:, 0] < 0)
+    if not len(unknown):
+        return rows
+    logger.warning(
+        "%s/images.jsonl: has no sizes of %s; original sizes are not used, run "
+        "preprocess/bucketing.py again to have them",
+        store,
+        names[unknown[0]],
+    )
+    return None
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
@@ -180,7 +200,7 @@ def list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + rest
 
 
-def raise_faults(directory: Path, faults: Sequence[str]) -> None:
+def raise_faults(directory: object, faults: Sequence[str]) -> None:
     """Raise one ValueError that lists the first ten faults of a dataset and counts the rest."""
     if not faults:
         return
@@ -206,7 +226,7 @@ def _open_array(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,12 +65,17 @@ def files_by_name(
     The first of `suffixes` (lower case, with the dot) wins where a name has several; a directory
     that doesn't exist holds no files.
     """
-    found: dict[str, str] = {}
     if not directory.is_dir():
-        return found
+        return {}
+    return suffixes_by_name(walk_files(directory, exclude=exclude), suffixes)
+
+
+def suffixes_by_name(paths: Iterable[str], suffixes: Sequence[str]) -> dict[str, str]:
+    """Map each of `paths` without its suffix to its suffix, as `files_by_name` does."""
+    found: dict[str, str] = {}
     ranks = {suffix: rank for rank, suffix in enumerate(suffixes)}
-    for relative in walk_files(directory, exclude=exclude):
-        name, suffix = os.path.splitext(relative)
+    for path in paths:
+        name, suffix = os.path.splitext(path)
         rank = ranks.get(suffix.lower())
         if rank is not None and rank < ranks.get(found.get(name, "").lower(), len(ranks)):
             found[name] = suffix
@@ -87,7 +92,8 @@ class Journal:
         self.path = path
         self.entries: dict[str, dict[str, Any]] = {}
         if path.is_file():
-            self.entries = {entry["name"]: entry for entry in _read_lines(path)}
+            with path.open("rb") as lines:
+                self.entries = {entry["name"]: entry for entry in parse_lines(lines, path)}
 
     def append(self, entries: Collection[Mapping[str, Any]]) -> None:
         """Add entries to the end of the file; a later one replaces an earlier of its name."""
@@ -99,6 +105,29 @@ class Journal:
         """Write the file anew with one line for each entry, sorted by name."""
         self.entries = dict(sorted(self.entries.items()))
         write_atomically(self.path, "".join(_to_line(entry) for entry in self.entries.values()))
+
+
+def parse_lines(lines: Iterable[bytes], file: Path | str) -> Iterator[dict[str, Any]]:
+    """Yield the entries of a journal's lines one by one; a last line that is torn is left out.
+
+    Raises:
+        ValueError: another line is no JSON object with a name; tells which of `file`.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry.get("name"), str):
+                raise ValueError("an entry without a name")
+        except (ValueError, AttributeError) as error:
+            if not line.endswith(b"\n"):
+                return  # torn by a kill
+            raise ValueError(
+                f"{file}, line {number}: is not a JSON object with a name; delete the line, or the "
+                "file to start anew"
+            ) from error
+        yield entry
 
 
 def _walk(directory: str, prefix: str, entered: set[str]) -> Iterator[str]:
@@ -115,27 +144,6 @@ def _walk(directory: str, prefix: str, entered: set[str]) -> Iterator[str]:
             yield from _walk(entry.path, f"{prefix}{entry.name}/", entered)
         elif entry.is_file():
             yield prefix + entry.name
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_bytes().split(b"\n")
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry.get("name"), str):
-                raise ValueError("an entry without a name")
-        except (ValueError, AttributeError) as error:
-            if number == len(lines):
-                continue  # no newline after it: torn by a kill
-            raise ValueError(
-                f"{path}, line {number}: is not a JSON object with a name; delete the line, or the "
-                "file to start anew"
-            ) from error
-        entries.append(entry)
-    return entries
 
 
 def _to_line(entry: Mapping[str, Any]) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 from modules.component import build
 from modules.errors import ConfigError, explained
 from modules.sections import Config
+from modules.store import is_remote
 
 
 def is_prepared(config: Config) -> bool:
-    """Whether the dataset's directory is there."""
+    """Whether the dataset's directory is there; a remote one is asked for when it is opened."""
     path = config.dataset.args.get("path")
-    return isinstance(path, str) and Path(path).is_dir()
+    return isinstance(path, str) and (is_remote(path) or Path(path).is_dir())
 
 
 def prepare(config: Config) -> None:

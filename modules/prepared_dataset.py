@@ -25,6 +25,8 @@ from modules.dataset_files import (
     read_mask,
     read_origin,
 )
+from modules.shape_check import Grid, find_odd_files
+from modules.store import open_store, refuse_remote
 from modules.text_cache import open_text_cache
 
 if TYPE_CHECKING:
@@ -32,13 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Grid = tuple[int, int, int]  # C, h, w of an image as the denoiser works on it
-
 
 class PreparedDataset(Dataset[Sample]):
     """What is read of a prepared directory beside the images: buckets.json, captions, side inputs.
 
-    A subclass says what is read of an image.
+    `path` is a directory or an address that fsspec knows. A subclass says what is read of images.
 
     Captions are as `modules.caption_text.CaptionProcessor` says; `prompt` stands for all of them.
     `extras` names the side inputs: `{control: image}` reads control/<name>.png as (3, H, W) in
@@ -74,9 +74,11 @@ class PreparedDataset(Dataset[Sample]):
         text_cache: bool = False,
         seed: int = 0,
     ) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise ValueError(f"{self.path}: no such directory")
+        self.store = open_store(path)
+        self.path = Path(path)  # for what is read of local datasets only
+        wanted = {"mask": mask, "extras": extras, "text_cache": text_cache}
+        for feature in (key for key, value in wanted.items() if value):
+            refuse_remote(self.store, feature)
         process = CaptionProcessor(
             prefix=prefix,
             suffix=suffix,
@@ -92,7 +94,7 @@ class PreparedDataset(Dataset[Sample]):
         self.names: list[str] = []
         self.buckets: list[Sequence[int]] = []  # indices
         self.bucket_sizes: list[Size] = []
-        for size, names in BucketIndex.load(self.path / metadata).buckets.items():
+        for size, names in BucketIndex.read(self.store, metadata).buckets.items():
             if names:
                 self.bucket_sizes.append(size)
                 self.buckets.append(range(len(self.names), len(self.names) + len(names)))
@@ -103,11 +105,13 @@ class PreparedDataset(Dataset[Sample]):
         self._normalize_mask = normalize_mask
         self._extras = [SideInput(self.path, key, kind) for key, kind in (extras or {}).items()]
         self._geometry: np.ndarray | None = None
-        self.captions = CaptionSet(self.path, self.names, process=process, prompt=prompt, seed=seed)
+        self.captions = CaptionSet(
+            self.store, self.names, process=process, prompt=prompt, seed=seed
+        )
         faults = [*self._find_missing_files()]
         if not allow_missing_captions:
             faults += self._find_missing_captions()
-        raise_faults(self.path, faults)
+        raise_faults(self.store, faults)
         self._text = (
             open_text_cache(self.path / "text", self.names, self.captions) if text_cache else None
         )
@@ -120,7 +124,7 @@ class PreparedDataset(Dataset[Sample]):
 
     def read_geometry(self) -> bool:
         """Let samples tell the sizes and crops of images from now on; say if they are known."""
-        self._geometry = read_geometry(self.path, self.names)
+        self._geometry = read_geometry(self.store, self.names)
         return self._geometry is not None
 
     def __len__(self) -> int:
@@ -178,31 +182,28 @@ class PreparedDataset(Dataset[Sample]):
         """Return what made the side input `key`, as its script noted: tagger, sha256, features."""
         return read_origin(self.path / key)
 
+    def knows_shape(self, name: str) -> bool:
+        """Say whether `image_misfit` opens no file for an image."""
+        return False
+
     def check_latent_shapes(self, vae_scale_factor: int, latent_channels: int) -> None:
         """Compare images, masks and side images with their buckets, by their headers alone.
+
+        Of more than `modules.shape_check.MOST_CHECKED` images only so many files are opened.
 
         Raises:
             ValueError: lists those that differ.
         """
-        faults = []
-        for size, bucket in zip(self.bucket_sizes, self.buckets, strict=True):
-            height, width = size[1] // vae_scale_factor, size[0] // vae_scale_factor
-            for index in bucket:
-                for file, found, maker in self._find_misfits(
-                    self.names[index], size, (latent_channels, height, width)
-                ):
-                    faults.append(
-                        f"{file}: {found} is not bucket {size}; run {maker} again after bucketing"
-                    )
-        for extra in self._extras:
-            faults += extra.find_odd_shapes(self.names)
-        raise_faults(self.path, faults)
+        faults = find_odd_files(self, vae_scale_factor, latent_channels)
+        raise_faults(self.store, [*faults])
 
-    def _find_misfits(self, name: str, size: Size, grid: Grid) -> Iterator[tuple[str, str, str]]:
-        """Yield (file, its shape or size in words, what made it) of files that don't fit."""
-        misfit = self.image_misfit(name, size, grid)
-        if misfit is not None:
-            yield misfit
+    def check_every_shape(self, vae_scale_factor: int, latent_channels: int) -> None:
+        """Do as `check_latent_shapes` with every file, however many there are."""
+        faults = find_odd_files(self, vae_scale_factor, latent_channels, most=len(self))
+        raise_faults(self.store, [*faults])
+
+    def side_misfits(self, name: str, size: Size, grid: Grid) -> Iterator[tuple[str, str, str]]:
+        """Yield the same as `image_misfit` for each of an image's side inputs that doesn't fit."""
         if self._mask and name in self._mask:
             shape = self._mask.shape(name)
             if shape not in (grid[1:], (1, *grid[1:])):
@@ -212,6 +213,11 @@ class PreparedDataset(Dataset[Sample]):
         for extra in self._extras:
             if extra.kind == "image" and (found := extra.size(name)) != size:
                 yield extra.file(name), f"size {found}", "its script"
+
+    def odd_arrays(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield a fault for each array among `names` of another shape than the first one's."""
+        for extra in self._extras:
+            yield from extra.find_odd_shapes(names)
 
     def check_text_cache(self, model: DiffusionModel, networks: Mapping[str, Any]) -> None:
         """Check that cached text is what `model` with `networks` would make of the captions.
@@ -242,7 +248,7 @@ class PreparedDataset(Dataset[Sample]):
                 yield self.describe("mask", missing, "run preprocess/create_mask.py")
             elif missing:
                 found = self.describe("mask", missing, "these images count fully")
-                logger.warning("%s: %s", self.path, found)
+                logger.warning("%s: %s", self.store, found)
 
     def _find_missing_captions(self) -> Iterator[str]:
         if missing := self.captions.missing:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from modules.caption_lines import packed_names
 from modules.captions import CAPTION_SUFFIXES, find_caption
 from modules.files import Journal, write_atomically
+from modules.store import LocalStore
 from preprocess.sources import Task
 
 
@@ -42,6 +44,7 @@ class CaptionFolder:
         self._key = key
         self._dataset = dataset
         self._overwrite = overwrite
+        self._packed = packed_names(LocalStore(dataset)) if dataset is not None else set()
         self._journal = Journal(directory / "tagger.jsonl")
 
     def path(self, name: str) -> Path:
@@ -53,6 +56,8 @@ class CaptionFolder:
         if self._overwrite or self._is_ours(task.name):
             return True
         if find_caption(self._directory, task.name, folders=(".",)) is not None:
+            return False
+        if task.name in self._packed:
             return False
         return self._dataset is None or find_caption(self._dataset, task.name) is None
 

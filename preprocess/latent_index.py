@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from modules.files import Journal, write_atomically
+from modules.packed_latents import read_shards
+from modules.store import LocalStore
 from preprocess.dataset_images import Task
 from preprocess.sources import stamp
 
@@ -25,6 +27,7 @@ class LatentIndex:
         self.key = {"vae": vae, "dtype": dtype}
         self.journal = Journal(directory / "index.jsonl")
         self.journal.rewrite()
+        self._packed = self._find_packed() if directory.name == "latents" else set()
 
     def path(self, name: str) -> Path:
         """Return the file of an image's latents."""
@@ -35,7 +38,8 @@ class LatentIndex:
         entry = self.journal.entries.get(task.name)
         if entry is None or not self.key.items() <= entry.items():
             return None
-        return entry if self.path(task.name).is_file() else None
+        is_there = task.name in self._packed or self.path(task.name).is_file()
+        return entry if is_there else None
 
     def has(self, task: Task) -> bool:
         """Say whether an image's latents are up to date, without reading the image."""
@@ -73,3 +77,23 @@ class LatentIndex:
         """Remove the latents of an image that couldn't be encoded again; they are out of date."""
         if self.journal.entries.pop(name, None) is not None:
             self.path(name).unlink(missing_ok=True)
+
+    def _find_packed(self) -> set[str]:
+        """Return the names in packed latents; files of another VAE's are removed.
+
+        A whole file is of one VAE: packed rows are replaced by single files only.
+        """
+        store = LocalStore(self.directory.parent)
+        found: set[str] = set()
+        for shard, names in read_shards(store):
+            entries = (self.journal.entries.get(name, self.key) for name in names)
+            if all(self.key.items() <= entry.items() for entry in entries):
+                found.update(names)
+            else:
+                (store.directory / shard.file).unlink()
+                logger.info(
+                    "%s: is of another VAE or precision; encoding its %d images again",
+                    store.directory / shard.file,
+                    len(names),
+                )
+        return found

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from modules.caption_lines import FILE, packed_names
 from modules.captions import CAPTION_SUFFIXES, find_caption
 from modules.dataset_folder import RESULTS
 from modules.files import write_atomically
 from modules.images import image_files
+from modules.store import LocalStore
 
 
 def find_images(source: Path, target: Path) -> list[tuple[str, Path]]:
@@ -66,12 +69,27 @@ def copy_caption(task: Task, *, source: Path, target: Path) -> None:
     caption = beside or find_caption(source, stem, folders=("captions",))
     if caption is None:
         return
+    if _is_packed(task.name, target, newer_than=caption):
+        return
     copy = target / "captions" / f"{task.name}{caption.suffix}"
     if not copy.exists() or copy.stat().st_mtime_ns < caption.stat().st_mtime_ns:
         write_atomically(copy, caption.read_bytes())
         for suffix in CAPTION_SUFFIXES:  # a caption that the new one replaces would win otherwise
             if suffix != caption.suffix:
                 copy.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _is_packed(name: str, target: Path, *, newer_than: Path) -> bool:
+    """Say whether captions.jsonl has an image's caption and is newer than a file."""
+    lines = target / FILE
+    if not lines.is_file() or lines.stat().st_mtime_ns < newer_than.stat().st_mtime_ns:
+        return False
+    return name in _packed_names(target)
+
+
+@cache
+def _packed_names(target: Path) -> set[str]:
+    return packed_names(LocalStore(target))
 
 
 def stamp(path: Path) -> dict[str, int]:

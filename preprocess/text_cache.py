@@ -17,8 +17,9 @@ import numpy as np
 
 from modules.buckets import BucketIndex
 from modules.caption_text import CaptionProcessor
-from modules.captions import CaptionFiles, read_captions
+from modules.captions import CaptionFiles
 from modules.files import write_atomically
+from modules.store import LocalStore
 from modules.text_cache import EMPTY, TextCache
 from preprocess.job import Counts, track
 
@@ -93,11 +94,10 @@ def _final_captions(
         return captions | dict.fromkeys(names, process.whole([prompt])), []
     failed: list[str] = []
     several = 0
-    files = CaptionFiles(source, names)
+    files = CaptionFiles(LocalStore(source), names)
     for number, name in enumerate(names):
-        path = files.path(number)
         try:
-            read = [""] if path is None else read_captions(path)
+            read = files.read(number) or [""]
         except (ValueError, OSError) as error:
             failed.append(str(error))
             continue

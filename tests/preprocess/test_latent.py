@@ -13,6 +13,7 @@ from PIL import Image
 from modules.dataset import LatentDataset
 from modules.models.pieces import load_vae
 from preprocess.latent import latent, main
+from preprocess.pack import pack
 from preprocess.vae_encoder import VAEEncoder
 
 ROOT = Path(__file__).parents[2]
@@ -275,3 +276,23 @@ def test_help_is_quick_and_imports_no_torch(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
     assert "--batch_size" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_packed_latents_are_kept_until_images_or_vae_change(dataset, model, tmp_path):
+    latent(directory=dataset, model=model)
+    pack(directory=dataset, remove=True)
+    assert counts(latent(directory=dataset, model=model)) == (0, 4, 0)
+    before = LatentDataset(str(dataset), prompt="")
+    old = {sample.name: sample.latents for sample in before}
+    draw(dataset / "images" / "a.png", (16, 16), seed=99)
+    os.utime(dataset / "images" / "c.png", ns=(1, 1))  # another date, the same content
+    assert counts(latent(directory=dataset, model=model)) == (1, 3, 0)
+    changed = {sample.name: sample.latents for sample in LatentDataset(str(dataset), prompt="")}
+    assert not torch.allclose(changed.pop("a"), old["a"])
+    assert all(torch.equal(latents, old[name]) for name, latents in changed.items())
+    make_vae(seed=1).save_pretrained(tmp_path / "other")
+    again = latent(directory=dataset, model=model, vae=str(tmp_path / "other"))
+    assert counts(again) == (4, 0, 0)
+    assert not list(dataset.rglob("*.safetensors"))[1:]  # that of the VAE itself
+    for sample in LatentDataset(str(dataset), prompt=""):
+        assert not torch.allclose(sample.latents, old[sample.name])

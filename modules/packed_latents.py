@@ -1,0 +1,153 @@
+"""Latents packed by bucket: latents_packed/<width>x<height>-<number>.safetensors, many in a file.
+
+A file holds one tensor, `latents` (N, C, h, w), and in its metadata the images' names, so that its
+header is the index of its rows. An image may be in several; the file with the highest number wins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from modules.store import Store
+
+FOLDER = "latents_packed"
+"""The folder of packed latents in a dataset."""
+
+KEY = "latents"
+"""The name of a file's tensor."""
+
+DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "F64": np.dtype("<f8"),
+}
+"""The field's names of what latents may be stored as."""
+
+_MOST_HEADER = 100_000_000  # bytes; safetensors reads no longer ones
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of packed latents, as its header describes it."""
+
+    file: str
+    """Path within the dataset."""
+    shape: tuple[int, ...]
+    """Of one row: C, h, w."""
+    dtype: np.dtype
+    start: int
+    """Of the first row, in bytes."""
+    count: int
+    """Rows."""
+
+    def read(self, store: Store, row: int) -> np.ndarray:
+        """Read one row (C, h, w), and no other byte of the file."""
+        size = prod(self.shape) * self.dtype.itemsize
+        start = self.start + row * size
+        content = store.read(self.file, start, start + size)
+        if len(content) != size:
+            raise ValueError(f"{store}/{self.file}: is cut short; delete it and make it again")
+        return np.frombuffer(content, self.dtype).reshape(self.shape)
+
+
+def read_shards(store: Store) -> list[tuple[Shard, list[str]]]:
+    """Return the packed files of a dataset with the names of their rows, by rising number.
+
+    Raises:
+        ValueError: one is no file of packed latents.
+    """
+    stems = sorted(store.files_by_name(FOLDER, (".safetensors",)), key=shard_number)
+    return [_read_header(store, f"{FOLDER}/{stem}.safetensors") for stem in stems]
+
+
+def shard_number(stem: str) -> tuple[int, str]:
+    """Return what files are sorted by: the number at the end of their name."""
+    digits = stem.rpartition("-")[2]
+    return (int(digits) if digits.isdecimal() else -1, stem)
+
+
+class PackedLatents:
+    """The packed latents of a dataset's images, as far as there are any.
+
+    Places are held in an array, 8 bytes for each image.
+
+    Raises:
+        ValueError: a file of packed latents can't be read.
+    """
+
+    def __init__(self, store: Store, names: Sequence[str]) -> None:
+        self._store = store
+        shards = read_shards(store)
+        self._shards = [shard for shard, _ in shards]
+        self._numbers = {name: n for n, name in enumerate(names)} if shards else {}
+        self._places = np.full(len(self._numbers), -1, dtype=np.int64)  # shard << 32 | row
+        for place, (_, rows) in enumerate(shards):
+            numbers = np.array([self._numbers.get(name, -1) for name in rows], dtype=np.int64)
+            known = np.flatnonzero(numbers >= 0)
+            self._places[numbers[known]] = place << 32 | known
+
+    def __contains__(self, name: str) -> bool:
+        return self._places[self._numbers[name]] >= 0 if name in self._numbers else False
+
+    def __len__(self) -> int:
+        return int((self._places >= 0).sum())
+
+    def leave_out(self, names: Mapping[str, object]) -> None:
+        """Forget the images among `names`, which are read from elsewhere."""
+        for name in names:
+            if name in self._numbers:
+                self._places[self._numbers[name]] = -1
+
+    def read(self, name: str) -> np.ndarray:
+        """Read an image's latents (C, h, w) as they are stored.
+
+        Raises:
+            ValueError: the file can't be read, or is cut short.
+        """
+        shard, row = self._find(name)
+        try:
+            return shard.read(self._store, row)
+        except OSError as error:
+            raise ValueError(f"{self._store}/{shard.file}: can't be read ({error})") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an image's latents; nothing is read."""
+        return self._find(name)[0].shape
+
+    def file(self, name: str) -> str:
+        """Return the file that holds an image's latents."""
+        return self._find(name)[0].file
+
+    def _find(self, name: str) -> tuple[Shard, int]:
+        place = int(self._places[self._numbers[name]])
+        assert place >= 0, name
+        return self._shards[place >> 32], place & 0xFFFFFFFF
+
+
+def _read_header(store: Store, file: str) -> tuple[Shard, list[str]]:
+    """Parse a safetensors header: 8 bytes of length, then JSON.
+
+    Read as it stands, so that rows of remote files are a range of bytes, too.
+    """
+    try:
+        length = int.from_bytes(store.read(file, 0, 8), "little")
+        if not 2 <= length <= _MOST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(store.read(file, 8, 8 + length))
+        names = json.loads(header["__metadata__"]["names"])
+        count, *shape = header[KEY]["shape"]
+        dtype = DTYPES[header[KEY]["dtype"]]
+        start, end = header[KEY]["data_offsets"]
+        if len(names) != count or end - start != count * prod(shape) * dtype.itemsize:
+            raise ValueError(f"{len(names)} names for {count} rows in {end - start} bytes")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{store}/{file}: is no file of packed latents ({error!r}); make it again with "
+            "preprocess/pack.py"
+        ) from error
+    return Shard(file, tuple(shape), dtype, 8 + length + start, count), names
