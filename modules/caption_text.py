@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -70,23 +70,27 @@ class CaptionProcessor:
         caption = _choose(captions[0], lambda _: 0) if self.wildcards else captions[0]
         return self._finish(caption, list)
 
-    def chances(self, captions: Sequence[Sequence[str]]) -> list[str]:
+    def chances(self, captions: Iterable[Sequence[str]]) -> list[str]:
         """What makes the captions of these images differ from time to time, but for their dropout.
 
-        Each is the name of an argument, or `several captions`.
+        Each is the name of an argument, or `several captions`. Images are passed through once.
         """
-        found = []
-        if any(len(each) > 1 for each in captions):
-            found.append("several captions")
-        if self.wildcards and any(_CHOICE.search(text) for each in captions for text in each):
-            found.append("wildcards")
-        flexible = (len(self._parts(text)[1]) for each in captions for text in each)
-        most = max(flexible, default=0) if self.shuffle or self.tag_dropout else 0
-        if self.shuffle and most > 1:
-            found.append("shuffle_caption")
-        if self.tag_dropout and most:
-            found.append("tag_dropout")
-        return found
+        are_several = has_choice = False
+        most = 0  # tags that may move or drop
+        for each in captions:
+            are_several |= len(each) > 1
+            for text in each:
+                if self.wildcards and not has_choice:
+                    has_choice = _CHOICE.search(text) is not None
+                if self.shuffle or self.tag_dropout:
+                    most = max(most, len(self._parts(text)[1]))
+        found = {
+            "several captions": are_several,
+            "wildcards": has_choice,
+            "shuffle_caption": self.shuffle and most > 1,
+            "tag_dropout": self.tag_dropout and most,
+        }
+        return [name for name, there in found.items() if there]
 
     def _finish(self, caption: str, arrange: Callable[[list[str]], list[str]]) -> str:
         """Prefix, caption and suffix; a caption whose tags may not move stays as it was written."""
