@@ -1,0 +1,164 @@
+"""Measure a run's start on datasets of many images: time, memory, stage by stage.
+
+    python bench/large_data.py                    # 100, 10,000 and 1,000,000 images, packed
+    python bench/large_data.py --single 100000    # a file for each latent and caption
+
+Latents have a few positions only: what is measured is names, not bytes. Each dataset is opened in
+a fresh process that has imported what training imports. Seconds are of the processor, so that
+other work on the machine doesn't count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+
+from modules.buckets import BucketIndex, Size
+from modules.caption_lines import FILE
+from modules.packed_latents import FOLDER
+from preprocess.latent_shards import write_shard
+
+STAGES = ("imports", "buckets.json", "dataset", "shapes", "first batch", "in all", "peak MiB")
+_BATCH_SIZE = 4
+_FACTOR = 8  # pixels of a latent position
+_SHARD = 16_384  # rows of a file: 1 GiB of SD1's latents at 512x512
+_FOLDER = 1000  # images in a folder
+
+
+def make_dataset(directory: Path, count: int, *, single: bool = False) -> None:
+    """Write a dataset of `count` images in 20 buckets, packed or a file for each of everything."""
+    sizes = [(_FACTOR * w, _FACTOR * h) for w in range(1, 6) for h in range(1, 5)]
+    names = [f"folder_{n // _FOLDER:04d}/picture_{n:07d}" for n in range(count)]
+    buckets = {size: names[place :: len(sizes)] for place, size in enumerate(sizes)}
+    BucketIndex(buckets).save(directory / "buckets.json")
+    if single:
+        _write_files(directory, buckets)
+    else:
+        _write_packed(directory, buckets)
+
+
+def caption_of(name: str) -> str:
+    """Return a caption of the length that captions have."""
+    return f"a picture of {name}, with words as long as those of most captions, some 20 in all"
+
+
+def measure(directory: Path) -> dict[str, float]:
+    """Open a dataset as training does; return the seconds of each stage and the peak in MiB.
+
+    `dataset` reads buckets.json, too, and `in all` is what a run does after its imports.
+    """
+    import resource
+
+    took: dict[str, float] = {}
+    with _timed(took, "imports"):
+        import modules.assembly  # noqa: F401
+        from modules.buckets import BucketBatchSampler
+        from modules.dataset import LatentDataset
+        from modules.loading import make_source, step_groups
+    with _timed(took, "buckets.json"):
+        BucketIndex.load(directory / "buckets.json")
+    with _timed(took, "dataset"):
+        dataset = LatentDataset(str(directory))
+        dataset.summary()
+    with _timed(took, "shapes"):
+        dataset.check_latent_shapes(_FACTOR, 4)
+    with _timed(took, "first batch"):
+        sampler = BucketBatchSampler(dataset.buckets, batch_size=_BATCH_SIZE)
+        groups = step_groups(make_source(dataset, sampler), gradient_accumulation_steps=1)
+        assert next(groups)[0].batch.names
+    took["in all"] = sum(took[stage] for stage in ("dataset", "shapes", "first batch"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    took |= {"images": len(dataset), "batches": len(sampler)}
+    took["peak MiB"] = peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return took
+
+
+def measure_afresh(directory: Path) -> dict[str, float]:
+    """Measure in a process of its own."""
+    command = [sys.executable, __file__, "--measure", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _write_files(directory: Path, buckets: dict[Size, list[str]]) -> None:
+    for (width, height), names in buckets.items():
+        latents = np.zeros((4, height // _FACTOR, width // _FACTOR), dtype=np.float32)
+        for name in names:
+            path = directory / "latents" / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, latents)
+            caption = directory / "captions" / f"{name}.txt"
+            caption.parent.mkdir(parents=True, exist_ok=True)
+            caption.write_text(caption_of(name), encoding="utf-8")
+
+
+def _write_packed(directory: Path, buckets: dict[Size, list[str]]) -> None:
+    number = 0
+    for size, names in buckets.items():
+        width, height = size
+        row = np.zeros((4, height // _FACTOR, width // _FACTOR), dtype=np.float32)
+        for start in range(0, len(names), _SHARD):
+            some = names[start : start + _SHARD]
+            path = directory / FOLDER / f"{width}x{height}-{number:05d}.safetensors"
+            write_shard(path, some, [row] * len(some), shape=row.shape, dtype="F32")
+            number += 1
+    with (directory / FILE).open("w", encoding="utf-8") as file:
+        for names in buckets.values():
+            for name in names:
+                file.write(json.dumps({"name": name, "captions": [caption_of(name)]}) + "\n")
+
+
+@contextmanager
+def _timed(took: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.process_time()
+    yield
+    took[stage] = time.process_time() - start
+
+
+def _row(label: str, values: Sequence[str]) -> str:
+    return "| " + " | ".join([label, *values]) + " |"
+
+
+def _show(counts: Sequence[int], make: Callable[..., Any], *, single: bool) -> None:
+    print(_row("images", STAGES))
+    print("|---" * (len(STAGES) + 1) + "|")
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            make(Path(folder), count, single=single)
+            took = measure_afresh(Path(folder))
+        cells = [
+            f"{took[stage]:.0f}" if "MiB" in stage else f"{took[stage]:.2f}" for stage in STAGES
+        ]
+        print(_row(f"{count:,}", cells), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("counts", nargs="*", type=int, help="numbers of images")
+    parser.add_argument("--single", action="store_true", help="a file for each of everything")
+    parser.add_argument("--measure", metavar="DIRECTORY", help="open this dataset alone")
+    arguments = parser.parse_args(argv)
+    if arguments.measure:
+        print(json.dumps(measure(Path(arguments.measure))))
+    else:
+        _show(arguments.counts or [100, 10_000, 1_000_000], make_dataset, single=arguments.single)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
