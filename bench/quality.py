@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     set_up_logging()
 
-    from bench.quality_recipes import RECIPES
     from bench.quality_runs import measure
     from bench.quality_table import read_results, write_results, write_table
+    from bench.recipes import RECIPES
     from modules.errors import ConfigError, RunError
 
     unknown = [name for name in options.only or () if name not in RECIPES]
