@@ -25,7 +25,7 @@ NETWORKS: dict[str, dict] = {
         "args": {
             **{"rank": 2, "conv_rank": 2, "blocks": {"unet.up_blocks": {"rank": 4, "alpha": 2}}},
             **{"rank_stabilized": True, "lora_plus_ratio": 4, "max_norm": 1, "targets": BOTH},
-            **{"dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.1},
+            **{"dropout": 0.1, "rank_dropout": 0.1},  # a dropped module would get zeros
         },
     },
     "controlnet": {"module": "networks.controlnet.ControlNet"},
