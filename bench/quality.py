@@ -41,8 +41,8 @@ are those of another seed.
   outline; captions say neither place nor size.
 - **Mask**: the same polaroids, each with a blue mark on its lower margin. The mask is zero there.
 - **Odd pictures**: noise that is captioned as polaroids, 12 beside 40 true ones.
-- **Dark pictures**: shapes in green, red and blue alone, of which captions say only "dark". They are
-  the darkest that the base's autoencoder can draw; their mean brightness is 0.39.
+- **Dark pictures**: shapes in green, red and blue alone, of which captions say only "dark". They
+  are the darkest that the base's autoencoder can draw; their mean brightness is 0.39.
 - **Subject**: one shape in one colour before many backgrounds, by a name that says nothing of its
   look: an orange cross, which the base can draw, for textual inversion; else an orange heart, which
   it can't. Dreambooth calls it "sks square"; class images are 64 squares that the base drew.
