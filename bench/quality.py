@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     set_up_logging()
 
-    from bench.quality_runs import measure
+    from bench.quality_runs import Drawn, measure
     from bench.quality_table import read_results, write_results, write_table
     from bench.recipes import RECIPES
     from modules.errors import ConfigError, RunError
@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     kept = Path(options.work) / "results.json"
+    drawn: Drawn = {}
     for name in options.only or RECIPES:
         try:
             result = measure(
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 count=options.count,
                 seed=options.seed,
                 steps=options.steps,
+                drawn=drawn,
             )
         except (ConfigError, RunError) as error:
             print(error, file=sys.stderr)

@@ -17,12 +17,16 @@ from bench.quality_pictures import SIZE
 from bench.quality_table import Grade, Result
 from bench.recipes import Recipe
 from modules.grids import make_sheet
+from networks.base import Adapter
 
 NUM_INFERENCE_STEPS = 20
 GUIDANCE_SCALE = 3.5
 
 _AT_A_TIME = 20
 _SHOWN = 9  # pictures of each exam on the sheet
+
+Drawn = dict[str, list[list[Image.Image]]]
+"""What the base alone drew for the exams of a task, by a name for all that it was asked."""
 
 
 def measure(
@@ -34,8 +38,12 @@ def measure(
     count: int,
     seed: int,
     steps: int | None = None,
+    drawn: Drawn | None = None,
 ) -> Result:
-    """Train a recipe and grade what it draws, before and after; writes `work`/<name>.png."""
+    """Train a recipe and grade what it draws, before and after; writes `work`/<name>.png.
+
+    `drawn` is filled, so that recipes that begin as the base alone needn't all draw the same.
+    """
     started = time.perf_counter()
     work.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {"model": model, "work": work, "seed": seed, "steps": steps}
@@ -47,10 +55,11 @@ def measure(
 
     # Other pictures and noise than any that settings were chosen by, as long as the seed is new.
     exams = recipe.task.exams(count, 10_000 + 1000 * seed)
-    rounds = []
-    for saved_in in (None, directory):
-        parts = load_parts(config, saved_in)
-        rounds.append([draw(exam, *parts, seed=seed) for exam in exams])
+    parts = load_parts(config, directory)
+    rounds = [
+        draw_before(recipe, config, exams, seed=seed, drawn={} if drawn is None else drawn),
+        [draw(exam, *parts, seed=seed) for exam in exams],
+    ]
     write_sheet(work / f"{name}.png", exams, *rounds)
     return Result(
         title=recipe.title,
@@ -67,6 +76,22 @@ def measure(
         date=date.today().isoformat(),
         versions=", ".join(f"{package} {version(package)}" for package in ("torch", "diffusers")),
     )
+
+
+def draw_before(
+    recipe: Recipe, config: Any, exams: Sequence[Exam], *, seed: int, drawn: Drawn
+) -> list[list[Image.Image]]:
+    """Draw with what a recipe begins as; take what the base alone drew, if it begins as that."""
+    model, networks = load_parts(config, None)
+    is_base = recipe.first is None and all(isinstance(each, Adapter) for each in networks)
+    schedule = str(sorted(model.scheduler.config.items(), key=str))
+    key = f"{model.path} {recipe.task.name} {seed} {len(exams[0].prompts)} {schedule}"
+    if is_base and key in drawn:
+        return drawn[key]
+    images = [draw(exam, model, networks, seed=seed) for exam in exams]
+    if is_base:
+        drawn[key] = images
+    return images
 
 
 def train(name: str, recipe: Recipe, *, work: Path, **settings: Any) -> tuple[Any, Path]:
