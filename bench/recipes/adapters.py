@@ -52,6 +52,7 @@ ADAPTERS = {
     ),
     "hypernetwork": Recipe(
         title="hypernetwork",
+        task=POLAROIDS_AMONG_PLAIN,
         learning_rate=1e-3,
         networks={"style": {"module": "networks.hypernetwork.Hypernetwork", "args": {}}},
     ),
