@@ -29,16 +29,18 @@ from modules.parts import (
 from modules.plan import Plan
 from modules.preparation import is_prepared, prepare
 from modules.run_folder import next_run_folder, share_run_folder
+from modules.run_kinds import kind_of, with_sampler
 from modules.run_parts import RunParts, load_parts
-from modules.savers import output_names
+from modules.savers import BASE_ENDINGS, output_names
 from modules.schedule import total_steps
 from modules.sections import DatasetConfig, PriorConfig
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
-from modules.trainer import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from modules.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     Raises:
         ConfigError: an argument, the dataset or the model does not fit; nothing was written then.
     """
+    config = with_sampler(config)
     check_components(config)
     for line in idle_settings(config):
         logger.warning("%s", line)
@@ -101,7 +104,7 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
             settings=settings,
         )
     torch.manual_seed(train.seed + accelerator.process_index)
-    return Trainer(
+    return kind_of(config).trainer(
         name=str(config.save.name),
         directory=directory,
         model=parts.model,
@@ -188,5 +191,6 @@ def _make_plan(config: Config, parts: RunParts, batch_sampler: BucketBatchSample
             {n: parts.networks[n] for n, section in config.networks.items() if section.train},
             trains_base=bool(parts.trained_base),
             versions=["", "-ema"] if config.ema and config.ema.save == "beside" else [""],
+            base_ending=BASE_ENDINGS[config.save.format],
         ),
     )

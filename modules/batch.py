@@ -71,8 +71,16 @@ class DenoiserInputs:
     sample: Tensor  # (B, C, h, w)
     timestep: Tensor  # (B,)
     encoder_hidden_states: Tensor  # (B, tokens, D)
+    side_channels: Tensor | None = None  # (B, D, h, w), behind the sample, not noised
     added_cond_kwargs: Mapping[str, Tensor] = field(default_factory=dict)
     residuals: Mapping[str, Any] = field(default_factory=dict)  # ControlNet's
+
+    @property
+    def channels(self) -> Tensor:
+        """What the denoiser sees: the sample, and behind it the side channels if there are any."""
+        if self.side_channels is None:
+            return self.sample
+        return torch.cat([self.sample, self.side_channels.to(self.sample.dtype)], dim=1)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -16,6 +16,25 @@ from modules.files import write_atomically
 Size = tuple[int, int]  # width, height
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What sizes buckets may have, in pixels."""
+
+    resolution: int
+    """Side of the square; no bucket has more pixels."""
+    min_length: int
+    max_length: int
+    max_ratio: float
+
+
+LIMITS = {
+    "sd1": Limits(512, 320, 768, 2.0),
+    "sd2": Limits(768, 512, 1024, 2.0),
+    "sdxl": Limits(1024, 512, 2048, 4.0),  # as SDXL was trained: arXiv:2307.01952, appendix I
+}
+"""Limits that suit a family of models."""
+
+
 def make_buckets(
     *, resolution: int, min_length: int, max_length: int, max_ratio: float, step: int = 64
 ) -> list[Size]:

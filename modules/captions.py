@@ -1,9 +1,8 @@
-"""Captions: where their files are, and what becomes of their text before training."""
+"""Caption files: where they are, what stands in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,43 +12,10 @@ from modules.files import files_by_name
 CAPTION_SUFFIXES = (".caption", ".txt")
 """Suffixes of caption files; where an image has both, the first wins."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionProcessor:
-    """Turn an image's caption into the text that is trained on.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-
-    prefix: str = ""
-    """Put before every caption as it stands, e.g. `"anime, "`; never shuffled."""
-    shuffle: bool = False
-    """Put the tags, which commas separate, in a new order each time."""
-    keep_tokens: int = 0
-    """So many first tags keep their places."""
-    caption_dropout: float = 0.0
-    """Probability of an empty caption, without prefix, as classifier-free guidance wants."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f"caption_dropout: {self.caption_dropout} is not within 0 and 1")
-        if self.keep_tokens < 0:
-            raise ValueError(f"keep_tokens: {self.keep_tokens} is negative; use 0 or more")
-
-    def __call__(self, caption: str, rng: np.random.Generator) -> str:
-        if rng.random() < self.caption_dropout:
-            return ""
-        if self.shuffle:
-            tags = [tag for tag in (part.strip() for part in caption.split(",")) if tag]
-            kept, moved = tags[: self.keep_tokens], tags[self.keep_tokens :]
-            caption = ", ".join([*kept, *(moved[i] for i in rng.permutation(len(moved)))])
-        return self.prefix + caption
+_FOLDERS = ("captions", ".", "images")
 
 
-def find_caption(
-    directory: Path, name: str, *, folders: Sequence[str] = ("captions", ".", "images")
-) -> Path | None:
+def find_caption(directory: Path, name: str, *, folders: Sequence[str] = _FOLDERS) -> Path | None:
     """Return the caption file of the image `name` in the first of `folders` that has one."""
     for folder in folders:
         for suffix in CAPTION_SUFFIXES:
@@ -59,29 +25,56 @@ def find_caption(
     return None
 
 
-def find_captions(directory: Path, names: Iterable[str]) -> dict[str, str]:
-    """Map those of a dataset's images that have a caption file to its path within the dataset.
+class CaptionFiles:
+    """The caption files of a dataset's images, by the images' numbers.
 
-    Files are in captions/, or beside the images of older datasets.
+    Files are in captions/, or beside the images of older datasets. A byte for each image says which
+    of the possible places it is.
     """
-    suffixes = files_by_name(directory / "captions", CAPTION_SUFFIXES)
-    files = {}
-    for name in names:
-        if name in suffixes:
-            files[name] = f"captions/{name}{suffixes[name]}"
-        elif path := find_caption(directory, name):
-            files[name] = path.relative_to(directory).as_posix()
-    return files
+
+    def __init__(self, directory: Path, names: Sequence[str]):
+        self._directory = directory
+        self._names = names
+        self._kinds: list[tuple[str, str] | None] = [None]  # folder and suffix
+        self._places = np.zeros(len(names), dtype=np.uint8)  # each image's kind
+        left: Sequence[int] = range(len(names))
+        for folder in _FOLDERS:
+            if left:
+                found = files_by_name(directory / folder, CAPTION_SUFFIXES)
+                left = [number for number in left if not self._place(number, folder, found)]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of images without a file."""
+        return [self._names[number] for number in np.flatnonzero(self._places == 0).tolist()]
+
+    def path(self, number: int) -> Path | None:
+        """The file of an image, if it has one."""
+        kind = self._kinds[self._places[number]]
+        if kind is None:
+            return None
+        folder, suffix = kind
+        return self._directory / folder / (self._names[number] + suffix)
+
+    def _place(self, number: int, folder: str, found: Mapping[str, str]) -> bool:
+        suffix = found.get(self._names[number])
+        if suffix is None:
+            return False
+        if (folder, suffix) not in self._kinds:
+            self._kinds.append((folder, suffix))
+        self._places[number] = self._kinds.index((folder, suffix))
+        return True
 
 
-def read_caption(path: Path) -> str:
-    """Return a caption file's text, without the white space around it.
+def read_captions(path: Path) -> list[str]:
+    """Return a caption file's captions, one for each line; an empty file holds an empty one.
 
     Raises:
         ValueError: the file isn't UTF-8 (with or without byte-order mark).
     """
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
         raise ValueError(f"{path}: is not UTF-8 ({found}); save it as UTF-8") from error
+    return [line for line in map(str.strip, text.splitlines()) if line] or [""]

@@ -29,9 +29,11 @@ PIP_LINES = {
     "prodigyplus": "pip install prodigy-plus-schedule-free",
     "pytorch_optimizer": "pip install pytorch-optimizer",
     "lion_pytorch": "pip install lion-pytorch",
+    "lpips": "pip install lpips",
     "schedulefree": "pip install schedulefree",
     "dadaptation": "pip install dadaptation",
     "torchao": "pip install torchao",
+    "torchvision": "pip install torchvision",
 }
 
 _WRONG_CALL = re.compile(r"unexpected keyword argument|missing \d+ required")

@@ -13,6 +13,7 @@ from modules.hardware import precision_fault
 from modules.hints import nearest
 from modules.optimizer_class import optimizer_faults
 from modules.parts import build_sampler, build_saver, sampler_arguments, saver_arguments
+from modules.run_kinds import kind_of
 from modules.sections import Config
 
 
@@ -43,6 +44,7 @@ def check_components(config: Config) -> None:
         given = sampler_arguments(config)
         faults += argument_faults("sample", config.sample.module, config.sample.args, given)
     faults += lacking_methods(config)
+    faults += kind_of(config).find_faults(config)
     precision = precision_fault(config.train.mixed_precision)
     if precision:
         faults.append(precision)

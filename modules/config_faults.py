@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from modules.sections import Config
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
+_WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def check_meaning(config: Config, faults: YamlSource) -> None:
@@ -49,7 +49,9 @@ def check_meaning(config: Config, faults: YamlSource) -> None:
 
 def _check_paths(config: Config, faults: YamlSource) -> None:
     if not faults.is_faulty(("model", "path")):
-        problem = _model_problem(config.model.path, "model_index.json", "a diffusers model")
+        of_vae = [pattern.partition(".")[0] == "vae" for pattern in config.model.trainable]
+        marker = "config.json" if of_vae and all(of_vae) else "model_index.json"
+        problem = _model_problem(config.model.path, marker, "a diffusers model")
         if problem:
             faults.fault(("model", "path"), problem)
     if config.model.vae is not None:
@@ -95,12 +97,14 @@ def _prompts_problem(prompts: list[str] | str | None) -> str | None:
 
 
 def _model_problem(path: str, marker: str, thing: str) -> str | None:
-    """Why `path` can be neither a directory with `marker` in it nor a hub id, or None."""
+    """Why `path` can be no file of weights, directory with `marker` in it or hub id, or None."""
     local = Path(path)
     if not path:
-        return "is empty; give a directory or a hub id"
+        return "is empty; give a directory, a file or a hub id"
+    is_weights = local.suffix.lower() in _WEIGHT_FILES
     if _is_file(path):
-        return f"{quote(path)} is a single file; convert it to a diffusers directory first"
+        endings = ", ".join(_WEIGHT_FILES)
+        return None if is_weights else f"{quote(path)} is a file, but none of {endings}"
     if _is_dir(path):
         if (local / marker).is_file() or (local / "vae" / marker).is_file():
             return None
@@ -110,8 +114,10 @@ def _model_problem(path: str, marker: str, thing: str) -> str | None:
         return f"{quote(path)} is a web page; write its hub id, {hub_page[1]}"
     near = _near_path(path)
     is_here = near if local.parent == Path(".") else local.parent.is_dir()
-    if _HUB_ID.fullmatch(path) and local.suffix not in _WEIGHT_FILES and not is_here:
+    if _HUB_ID.fullmatch(path) and not is_weights and not is_here:
         return None
+    if is_weights:
+        return f"{quote(path)} is not there{near}"
     return f"{quote(path)} is neither a directory nor a hub id{near}"
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from modules.component import resolve
-from modules.protocols import Network, Objective, Sampler, Saver
+from modules.protocols import Network, Sampler, Saver
+from modules.run_kinds import kind_of
 from modules.sections import Config
 
 
@@ -40,7 +41,7 @@ def _components(config: Config) -> Iterator[tuple[str, str, list[str]]]:
     for name, network in config.networks.items():
         yield f"networks.{name}", network.module, _methods(Network)
     if config.objective.module is not None:
-        yield "objective", config.objective.module, _methods(Objective)
+        yield "objective", config.objective.module, _methods(kind_of(config).objective)
     yield "save", config.save.module, _methods(Saver)
     if config.sample is not None:
         yield "sample", config.sample.module, _methods(Sampler)

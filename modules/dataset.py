@@ -1,248 +1,62 @@
-"""Datasets: an image's latents, caption and side inputs, read one at a time."""
+"""Datasets: an image's latents or pixels with its caption and side inputs, one at a time."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from modules.batch import Sample
-from modules.buckets import BucketIndex, Size
-from modules.captions import CaptionProcessor, find_captions, read_caption
-from modules.dataset_files import (
-    Kind,
-    SideInput,
-    list_names,
-    raise_faults,
-    read_array,
-    read_geometry,
-    read_mask,
-    read_origin,
-    read_shape,
-)
+from modules.buckets import Size
+from modules.dataset_files import read_array, read_shape
+from modules.dataset_folder import find_dataset_images
 from modules.files import files_by_name
-from modules.text_cache import TextCache, open_text_cache
-
-if TYPE_CHECKING:
-    from modules.models.base import DiffusionModel
-
-logger = logging.getLogger(__name__)
+from modules.images import open_image, read_size, to_tensor
+from modules.prepared_dataset import Grid, PreparedDataset
 
 
-class LatentDataset(Dataset[Sample]):
-    """The directory that preprocess/ makes: buckets.json, latents/, captions/ and side inputs.
+class LatentDataset(PreparedDataset):
+    """Cached latents: latents/<name>.npy, which preprocess/latent.py makes."""
 
-    `extras` names the side inputs: `{control: image}` reads control/<name>.png as (3, H, W) in
-    0..1, `{pfg: npz}` the array in pfg/<name>.npz. `prompt` stands for every caption. What is
-    random about a caption depends on (`seed`, epoch, index) only, not on workers or on a resume.
-    `normalize_mask` divides each mask by its mean, so that an image of which little is trained
-    counts as much as others. `text_cache` reads the text encoders' outputs from text/ where all
-    captions are as cached.
+    def read_image(self, name: str) -> dict[str, Tensor]:
+        return {"latents": read_array(self.path / _latents_file(name))}  # (C, h, w)
 
-    Raises:
-        ValueError: an argument is wrong or files are missing; lists all that is.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        metadata: str = "buckets.json",
-        prefix: str = "",
-        prompt: str | None = None,
-        caption_dropout: float = 0.0,
-        shuffle_caption: bool = False,
-        keep_tokens: int = 0,
-        mask: bool = False,
-        normalize_mask: bool = False,
-        extras: Mapping[str, Kind] | None = None,
-        allow_missing_captions: bool = False,
-        text_cache: bool = False,
-        seed: int = 0,
-    ) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise ValueError(f"{self.path}: no such directory")
-        self.prompt = prompt
-        self.seed = seed
-        self.process_caption = CaptionProcessor(
-            prefix=prefix,
-            shuffle=shuffle_caption,
-            keep_tokens=keep_tokens,
-            caption_dropout=caption_dropout,
-        )
-        self.names: list[str] = []
-        self.buckets: list[list[int]] = []  # indices
-        self.bucket_sizes: list[Size] = []
-        for size, names in BucketIndex.load(self.path / metadata).buckets.items():
-            if names:
-                self.bucket_sizes.append(size)
-                self.buckets.append(list(range(len(self.names), len(self.names) + len(names))))
-                self.names.extend(names)
-        # Workers that live longer than an epoch see it change, since they share this memory.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._mask = SideInput(self.path, "mask", "npz") if mask else None
-        self._normalize_mask = normalize_mask
-        self._extras = [SideInput(self.path, key, kind) for key, kind in (extras or {}).items()]
-        self._captions = find_captions(self.path, self.names) if prompt is None else {}
-        faults = [*self._find_missing_files()]
-        if prompt is None and not allow_missing_captions:
-            faults += self._find_missing_captions()
-        raise_faults(self.path, faults)
-        self._geometry = read_geometry(self.path, self.names)
-        self._text = self._open_text_cache() if text_cache else None
-
-    @property
-    def provides(self) -> frozenset[str]:
-        """Name what samples hold beside latents and caption, for networks to ask for."""
-        keys = {extra.key for extra in self._extras}
-        return frozenset(keys | {"mask"} if self._mask else keys)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Sample:
-        name = self.names[index]
-        geometry = None if self._geometry is None else self._geometry[index].tolist()
-        caption = self.caption(index)
-        return Sample(
-            name=name,
-            caption=caption,
-            latents=read_array(self.path / _latents_file(name)),  # (C, h, w)
-            mask=self._read_mask(name),
-            original_size=geometry and (geometry[0], geometry[1]),
-            crop_top_left=geometry and (geometry[2], geometry[3]),
-            text=self._text.read(name, caption) if self._text else {},
-            extras={extra.key: extra.read(name) for extra in self._extras},
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose random captions are drawn."""
-        self._epoch.fill_(epoch)
-
-    def caption(self, index: int) -> str:
-        """Return the final caption of an image in the current epoch."""
-        # The last number keeps these draws apart from others that begin with the same seed.
-        rng = np.random.default_rng([self.seed, int(self._epoch), index, 0xCA97])
-        return self.process_caption(self._read_caption(self.names[index]), rng)
-
-    def whole_caption(self, index: int) -> str:
-        """Return an image's caption with its prefix, neither shuffled nor dropped."""
-        return self.process_caption.prefix + self._read_caption(self.names[index])
-
-    def summary(self) -> list[str]:
-        """Describe the dataset in a few lines: buckets, captions, three final captions."""
-        counts = zip(self.bucket_sizes, self.buckets, strict=True)
-        lines = ["images per bucket: " + ", ".join(f"{w}x{h}: {len(b)}" for (w, h), b in counts)]
-        if self.prompt is None:
-            missing = [name for name in self.names if name not in self._captions]
-            found = f"captions: {len(self) - len(missing)} of {len(self)}"
-            lines.append(found + (f"; missing: {list_names(missing)}" if missing else ""))
-        shown = dict.fromkeys((0, len(self) // 2, len(self) - 1))
-        return lines + [
-            f"caption of {self.names[i]}: {self.caption(i)!r}"
-            + ("" if self.caption(i) else " (dropped in this epoch)")
-            for i in shown
-        ]
-
-    def origin(self, key: str) -> dict[str, Any]:
-        """Return what made the side input `key`, as its script noted: tagger, sha256, features."""
-        return read_origin(self.path / key)
-
-    def check_latent_shapes(self, vae_scale_factor: int, latent_channels: int) -> None:
-        """Compare latents, masks and side images with their buckets, by their headers alone.
-
-        Raises:
-            ValueError: lists those that differ.
-        """
-        faults = []
-        for size, bucket in zip(self.bucket_sizes, self.buckets, strict=True):
-            width, height = size
-            grid = (height // vae_scale_factor, width // vae_scale_factor)
-            for index in bucket:
-                for file, found in self._find_misfits(
-                    self.names[index], size=size, latents=(latent_channels, *grid)
-                ):
-                    fault = f"{file}: {found} is not bucket {size}; run "
-                    maker = "preprocess/latent.py" if file.startswith("latents/") else "its script"
-                    faults.append(f"{fault}{maker} again after bucketing")
-        for extra in self._extras:
-            faults += extra.find_odd_shapes(self.names)
-        raise_faults(self.path, faults)
-
-    def _find_misfits(
-        self, name: str, *, size: Size, latents: tuple[int, int, int]
-    ) -> Iterator[tuple[str, str]]:
-        """Yield (file, its shape or size in words) of an image's files that don't fit."""
-        if (shape := read_shape(self.path / _latents_file(name))) != latents:
-            yield _latents_file(name), f"shape {shape}"
-        if self._mask and name in self._mask:
-            shape = self._mask.shape(name)
-            if shape not in (latents[1:], (1, *latents[1:])):
-                yield self._mask.file(name), f"shape {shape}"
-        for extra in self._extras:
-            if extra.kind == "image" and (found := extra.size(name)) != size:
-                yield extra.file(name), f"size {found}"
-
-    def check_text_cache(self, model: DiffusionModel, networks: Mapping[str, Any]) -> None:
-        """Check that cached text is what `model` with `networks` would make of the captions.
-
-        Raises:
-            ValueError: a text encoder is trained or changed, or the model is another one.
-        """
-        if self._text is not None:
-            self._text.check(model, networks)
-
-    def _open_text_cache(self) -> TextCache | None:
-        captions = {name: self.whole_caption(index) for index, name in enumerate(self.names)}
-        is_shuffled = self.process_caption.shuffle
-        return open_text_cache(self.path / "text", captions, is_shuffled=is_shuffled)
-
-    def _read_caption(self, name: str) -> str:
-        if self.prompt is not None:
-            return self.prompt
-        file = self._captions.get(name)
-        return read_caption(self.path / file) if file else ""
-
-    def _read_mask(self, name: str) -> Tensor | None:
-        if self._mask is None or name not in self._mask:
-            return None
-        return read_mask(self._mask, name, normalize=self._normalize_mask)
-
-    def _find_missing_files(self) -> Iterator[str]:
-        """Yield a fault for every kind of file that images lack."""
+    def missing_images(self) -> Iterator[str]:
         latents = files_by_name(self.path / "latents", (".npy",))
         missing = [name for name in self.names if name not in latents]
         if missing:
-            yield self._describe("latents", missing, "run preprocess/latent.py")
-        for extra in self._extras:
-            missing = [name for name in self.names if name not in extra]
-            if missing:
-                advice = f"add them to {extra.key}/ or take {extra.key} out of extras"
-                yield self._describe(extra.key, missing, advice)
-        if self._mask is not None:
-            mask = self._mask
-            missing = [name for name in self.names if name not in mask]
-            if len(missing) == len(self):
-                yield self._describe("mask", missing, "run preprocess/create_mask.py")
-            elif missing:
-                found = self._describe("mask", missing, "these images count fully")
-                logger.warning("%s: %s", self.path, found)
+            yield self.describe("latents", missing, "run preprocess/latent.py")
 
-    def _find_missing_captions(self) -> Iterator[str]:
-        missing = [name for name in self.names if name not in self._captions]
+    def image_misfit(self, name: str, size: Size, grid: Grid) -> tuple[str, str, str] | None:
+        if (shape := read_shape(self.path / _latents_file(name))) == grid:
+            return None
+        return _latents_file(name), f"shape {shape}", "preprocess/latent.py"
+
+
+class ImageDataset(PreparedDataset):
+    """Pixels: images/<name>.png, which preprocess/bucketing.py makes.
+
+    The VAE, if the model has one, encodes them while training.
+    """
+
+    def read_image(self, name: str) -> dict[str, Tensor]:
+        return {"pixel_values": to_tensor(open_image(self._files[name]))}  # (3, H, W)
+
+    def missing_images(self) -> Iterator[str]:
+        missing = [name for name in self.names if name not in self._files]
         if missing:
-            advice = "add captions/<name>.txt or .caption, or set allow_missing_captions: true"
-            yield self._describe("captions", missing, advice)
+            yield self.describe("images", missing, "run preprocess/bucketing.py")
 
-    def _describe(self, kind: str, missing: list[str], advice: str) -> str:
-        return f"{kind}: {len(missing)} of {len(self)} missing: {list_names(missing)}; {advice}"
+    def image_misfit(self, name: str, size: Size, grid: Grid) -> tuple[str, str, str] | None:
+        if (found := read_size(self._files[name])) == size:
+            return None
+        file = self._files[name].relative_to(self.path).as_posix()
+        return file, f"size {found}", "preprocess/bucketing.py"
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        return find_dataset_images(self.path, self.names)
 
 
 def _latents_file(name: str) -> str:

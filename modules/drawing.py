@@ -41,7 +41,9 @@ def draw_images(
     scheduler.set_timesteps(num_inference_steps, device=device)
     latents = starting_noise(model, seeds, size).to(device) * scheduler.init_noise_sigma
     guided = guidance_scale != 1.0
-    batch = guided_batch(prompts, negative_prompt if guided else None, extras or {}).to(device)
+    batch = guided_batch(prompts, negative_prompt if guided else None, extras or {}, size=size).to(
+        device
+    )
     merging = contextlib.nullcontext() if tome else whole_tokens(model.denoiser)
     with evaluation(model, networks), merging, autocast():
         torch.manual_seed(seeds[0])  # for what draws at random here, as merged tokens' places
@@ -71,16 +73,25 @@ def make_sampling_scheduler(scheduler: Any) -> DDIMScheduler:
 
 
 def guided_batch(
-    prompts: Sequence[str], negative_prompt: str | None, extras: Mapping[str, Tensor]
+    prompts: Sequence[str],
+    negative_prompt: str | None,
+    extras: Mapping[str, Tensor],
+    *,
+    size: tuple[int, int],
 ) -> Batch:
-    """The batch of one denoiser call: negative prompts first, if there is guidance."""
-    if negative_prompt is None:
-        return Batch(captions=list(prompts), extras=extras)
-    count = len(prompts)
+    """The batch of one denoiser call: negative prompts first, if there is guidance.
+
+    `size` (width, height) is that of the images, which count as neither scaled nor cropped.
+    """
+    negatives = [] if negative_prompt is None else [negative_prompt] * len(prompts)
+    captions = [*negatives, *prompts]
+    if negatives:
+        extras = {key: torch.cat([values, values]) for key, values in extras.items()}
     return Batch(
-        captions=[*[negative_prompt] * count, *prompts],
-        extras={key: torch.cat([values, values]) for key, values in extras.items()},
-        is_negative=torch.arange(2 * count) < count,
+        captions=captions,
+        original_size=torch.tensor([size[1], size[0]]).repeat(len(captions), 1),
+        extras=extras,
+        is_negative=torch.arange(len(captions)) < len(negatives) if negatives else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -63,18 +63,17 @@ def prepare_modules(
     dtype. The VAE is never in float16, where it overflows.
     """
     compute_dtype = _COMPUTE_DTYPES[mixed_precision]
-    for module in model.components().values():
+    vae_dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
+    pieces = {**model.components(), **({} if model.vae is None else {"vae": model.vae})}
+    for name, module in pieces.items():
         trained = any(parameter.requires_grad for parameter in module.parameters())
-        module.to(device, torch.float32 if trained else compute_dtype)
+        frozen_dtype = vae_dtype if name == "vae" else compute_dtype
+        module.to(device, torch.float32 if trained else frozen_dtype)
         module.train(trained)
-    if model.vae is not None:
-        vae_dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
-        model.vae.to(device, vae_dtype)
-        model.vae.eval()
-    for name, network in networks.items():
+    for network in networks.values():
         network.to(device)
         if not any(parameter.requires_grad for parameter in network.parameters()):
-            for part in _diffusers_models({name: network}):
+            for part in _diffusers_models([network]):
                 part.to(compute_dtype)
         network.train(any(parameter.requires_grad for parameter in network.parameters()))
     if gradient_checkpointing:
@@ -83,7 +82,7 @@ def prepare_modules(
 
 def enable_checkpointing(model: DiffusionModel, networks: Mapping[str, Any]) -> None:
     """Recompute activations in the backward pass of every component that gradients pass through."""
-    for module in [model.denoiser, *_diffusers_models(networks)]:
+    for module in _diffusers_models([*model.components().values(), *networks.values()]):
         module.enable_gradient_checkpointing()
     reached = {path for network in networks.values() for path in network.parameter_groups()}
     for number, encoder in enumerate(model.text_encoders):
@@ -107,20 +106,20 @@ class LossModule(nn.Module):
         return self.compute(batch)
 
 
-def _diffusers_models(networks: Mapping[str, Any]) -> Iterator[Any]:
-    """Models of diffusers that networks consist of, such as a ControlNet."""
+def _diffusers_models(modules: Iterable[Any]) -> Iterator[Any]:
+    """Models of diffusers in what is given: a UNet or VAE itself, a network's ControlNet."""
     from diffusers import ModelMixin
 
-    for network in networks.values():
-        yield from (part for part in network.modules() if isinstance(part, ModelMixin))
+    for module in modules:
+        yield from (part for part in module.modules() if isinstance(part, ModelMixin))
 
 
 def set_attention(model: DiffusionModel, networks: Mapping[str, Any], kernel: str) -> None:
-    """Choose the denoiser's attention kernels; SDPA is diffusers' default and always works."""
+    """Choose the attention kernels; SDPA is diffusers' default and always works."""
     if kernel == "sdpa":
         return
     try:
-        for module in [model.denoiser, *_diffusers_models(networks)]:
+        for module in _diffusers_models([*model.components().values(), *networks.values()]):
             module.enable_xformers_memory_efficient_attention()
     except (ImportError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]

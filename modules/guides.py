@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from modules.batch import Sample
 from modules.dataset_files import read_array
 from modules.images import Size, open_image, to_tensor
 
@@ -26,15 +27,14 @@ def spread(count: int, total: int) -> list[int]:
 def find_guides(
     keys: Sequence[str],
     files: Mapping[str, Sequence[str]],
-    dataset: Any,
-    indices: Sequence[int],
+    samples: Sequence[Sample],
     *,
     size: Size,
 ) -> dict[str, Tensor]:
-    """What networks ask for under `keys`, stacked, one for each of `indices`.
+    """What is asked for under `keys`, stacked, one for each of `samples`.
 
     Images are scaled and cropped to `size` (width, height). Where there are no files of a key, it
-    is taken from the dataset's images `indices`.
+    is taken from the dataset's `samples`.
 
     Raises:
         ValueError: there are neither one file nor as many as prompts, or one can't be read.
@@ -42,9 +42,9 @@ def find_guides(
     guides = {}
     for key in keys:
         if key in files:
-            values = [_read(Path(file)) for file in _one_each(key, files[key], len(indices))]
+            values = [_read(Path(file)) for file in _one_each(key, files[key], len(samples))]
         else:
-            values = [side_inputs(dataset, index, [key])[key] for index in indices]
+            values = [side_inputs(sample, [key])[key] for sample in samples]
         values = [fit(value, size) if _is_image(value) else value for value in values]
         if any(value.shape != values[0].shape for value in values):
             shapes = ", ".join(str(tuple(value.shape)) for value in values)
@@ -53,13 +53,12 @@ def find_guides(
     return guides
 
 
-def side_inputs(dataset: Any, index: int, keys: Sequence[str]) -> dict[str, Tensor]:
+def side_inputs(sample: Sample, keys: Sequence[str]) -> dict[str, Tensor]:
     """What an image of a dataset has under `keys`; `mask` is its mask.
 
     Raises:
         ValueError: it has no such thing, though the dataset says that it provides it.
     """
-    sample = dataset[index]
     found = dict(sample.extras)
     if sample.mask is not None:
         found.setdefault("mask", sample.mask)

@@ -16,6 +16,8 @@ def idle_settings(config: Config) -> list[str]:
     save, schedule, train = config.save, config.lr_scheduler, config.train
     if save.keep_last is not None and not (save.every_epochs or save.every_steps):
         lines.append("save.keep_last has no effect without save.every_epochs or save.every_steps")
+    if save.format != type(save).format and not config.model.trainable:
+        lines.append("save.format has no effect without model.trainable: it is that of the base")
     if schedule.num_cycles != LrSchedulerConfig.num_cycles and (
         schedule.name != "cosine_with_restarts"
     ):
@@ -45,7 +47,7 @@ def idle_settings(config: Config) -> list[str]:
     if config.ema is not None and config.sample is None and not config.ema.sample:
         lines.append("ema.sample has no effect without a sample section")
     lines += _not_taken("save", save, needed=("name", "directory"))
-    lines += _not_taken("sample", config.sample, needed=("prompts",))
+    lines += _not_taken("sample", config.sample, needed=())
     return lines
 
 

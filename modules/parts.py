@@ -85,7 +85,7 @@ def _check_extras(network: Network, name: str, dataset: Any) -> None:
                 f"`{key}: image`, to {name}.args.extras"
             )
     if hasattr(network, "check_extras"):
-        network.check_extras(side_inputs(dataset, 0, network.requires))
+        network.check_extras(side_inputs(dataset[0], network.requires))
     if hasattr(network, "check_dataset"):
         network.check_dataset(dataset)
 

@@ -39,9 +39,7 @@ class Plan:
     def lines(self, directory: Path) -> list[str]:
         """The plan as text."""
         model = self.model
-        family = type(model).__name__
-        prediction = model.scheduler.config.prediction_type
-        lines = [f"model      {model.path} ({family}, {prediction})"]
+        lines = [f"model      {model.path} ({model.describe()})"]
         for group in self.groups:
             lines.append(
                 f"trained    {group.name}: {group.count:,} parameters in {len(group.parameters)} "

@@ -35,6 +35,14 @@ class Objective(Protocol):
         ...
 
 
+class VaeObjective(Protocol):
+    """How a VAE is trained; a class with this method makes the run one that trains the VAE."""
+
+    def reconstruction_loss(self, vae: Any, batch: Batch) -> Tensor:
+        """Of each image, (B,); `vae` is an AutoencoderKL of diffusers."""
+        ...
+
+
 @runtime_checkable
 class Network(Protocol):
     """Something that is added to the base model, trained or only applied; a torch module.
@@ -88,6 +96,8 @@ class Run(Protocol):
     def autocast(self) -> AbstractContextManager: ...
 
     def log_images(self, key: str, images: Sequence[Image], captions: Sequence[str]) -> None: ...
+
+    def log_metrics(self, measured: Mapping[str, float]) -> None: ...
 
 
 class Saver(Protocol):

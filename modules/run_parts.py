@@ -10,18 +10,19 @@ from typing import Any
 import torch
 
 from modules.errors import explained
-from modules.models import load
 from modules.models.base import DiffusionModel
+from modules.models.full_file import file_layout
 from modules.optimizer import ParameterGroup
 from modules.parts import (
     build_dataset,
     build_network,
-    build_objective,
     build_sampler,
     parameter_groups,
     select_trained,
 )
+from modules.prediction_probe import sample_batches, settle_prediction
 from modules.protocols import Network
+from modules.run_kinds import kind_of
 from modules.sections import Config
 from modules.text_stop import check_text_stop, text_parameters
 
@@ -48,13 +49,19 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
         if part is not None:
             action = partial(build_dataset, part, seed=config.train.seed)
             datasets[name] = explained(name, action)
-    section = config.model
-    model = explained("model", lambda: load(section.path, vae=section.vae, weights=weights))
+    kind = kind_of(config)
+    model = explained("model", partial(kind.load, config.model, weights=weights))
     for name, dataset in datasets.items():
         if hasattr(dataset, "check_latent_shapes"):
             sizes = (model.vae_scale_factor, model.latent_channels)
             explained(name, partial(dataset.check_latent_shapes, *sizes))
+        explained(name, partial(model.check_dataset, dataset))
+    if weights:
+        batches = partial(sample_batches, datasets["dataset"])
+        explained("model", partial(settle_prediction, model, batches))
     trained_base = explained("model.trainable", lambda: select_trained(config, model))
+    if trained_base and config.save.format == "single_file":
+        explained("save.format", partial(file_layout, model))
     networks = {}
     for name, network in config.networks.items():
         action = partial(build_network, network, datasets, model)
@@ -79,6 +86,6 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
         trained_base=trained_base,
         networks=networks,
         groups=groups,
-        objective=explained("objective", lambda: build_objective(config, model)),
+        objective=explained("objective", lambda: kind.build_objective(config, model)),
         sampler=sampler,
     )

@@ -25,10 +25,11 @@ class GridSampler:
     Args:
         prompts: a list, or a text file with one prompt in each line (# begins a comment); None
             takes the captions of `num_images` images of the dataset.
-        extras: files for what networks ask for, one for each prompt or one for all; without them
-            the dataset's images serve.
+        extras: files for what networks ask for, and an inpainting model (`picture`, `inpaint`), one
+            for each prompt or one for all; without them the dataset's images serve.
         tome: merge tokens, if training does.
-        width, height: pixels; multiples of what the model divides by.
+        width, height: pixels; multiples of what the model divides by; None is the size of the
+            images that it was made for.
         guidance_scale: classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
         seed: of the first prompt; the next has one more.
         every_epochs, every_steps: how often; the end of the run always gets a grid.
@@ -43,8 +44,8 @@ class GridSampler:
         num_images: int = 4,
         extras: Mapping[str, Sequence[str]] | None = None,
         negative_prompt: str = "",
-        width: int = 512,
-        height: int = 512,
+        width: int | None = None,
+        height: int | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 7.5,
         tome: bool = False,
@@ -60,7 +61,8 @@ class GridSampler:
         self.num_images = num_images
         self.tome = tome
         self.negative_prompt = negative_prompt
-        self.width, self.height = width, height
+        self._asked_size = width, height
+        self.size = (0, 0)  # width, height, once the model is known
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
         self.seed = seed
@@ -77,14 +79,10 @@ class GridSampler:
         Raises:
             ValueError: the model can't draw images of this size, or there is no guide for one.
         """
-        for name, side in (("width", self.width), ("height", self.height)):
-            if side % model.size_multiple:
-                raise ValueError(
-                    f"{name}: {side} is no multiple of {model.size_multiple}, which "
-                    "this model's images must be"
-                )
-        asks = {name: list(getattr(net, "requires", ())) for name, net in networks.items()}
-        asked = list(dict.fromkeys(key for keys in asks.values() for key in keys))
+        self.size = model.image_size(*self._asked_size)
+        asking = [model.side_channels, *networks.values()]
+        asks = [list(getattr(one, "requires", ())) for one in asking]
+        asked = list(dict.fromkeys(key for keys in asks for key in keys))
         for key in self._files:
             if key not in asked:
                 raise ValueError(f"extras.{key}: no network asks for {key!r}")
@@ -92,11 +90,11 @@ class GridSampler:
         if not self.prompts:
             self.prompts = [whole_caption(dataset, index) for index in indices]
         indices = [indices[n % len(indices)] for n in range(len(self.prompts))]
-        size = (self.width, self.height)
-        self._guides = find_guides(asked, self._files, dataset, indices, size=size)
-        for name, network in networks.items():
-            if asks[name] and hasattr(network, "check_extras"):
-                network.check_extras({key: self._guides[key][0] for key in asks[name]})
+        samples = [model.side_channels.complete(dataset[n]) for n in indices] if asked else []
+        self._guides = find_guides(asked, self._files, samples, size=self.size)
+        for one, keys in zip(asking, asks, strict=True):
+            if keys and hasattr(one, "check_extras"):
+                one.check_extras({key: self._guides[key][0] for key in keys})
 
     def sample_if_due(self, run: Run, *, last: bool) -> None:
         """Draw and write the grid of this step, if one is due."""
@@ -107,7 +105,7 @@ class GridSampler:
         folder = run.directory / "samples"
         folder.mkdir(exist_ok=True)
         path = folder / f"step{run.step:08d}.png"
-        guides = pictures(self._guides)
+        guides = pictures(run.model.side_channels.shown(self._guides))
         titles = [*guides, ""] if guides else [""]
         make_sheet([*guides.values(), images], titles, self.prompts).save(path)
         run.log_images("samples", images, self.prompts)
@@ -134,7 +132,7 @@ class GridSampler:
                     negative_prompt=self.negative_prompt,
                     extras={key: guides[chosen] for key, guides in self._guides.items()},
                     seeds=seeds,
-                    size=(self.width, self.height),
+                    size=self.size,
                     num_inference_steps=self.num_inference_steps,
                     guidance_scale=self.guidance_scale,
                     tome=self.tome,

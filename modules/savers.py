@@ -1,4 +1,4 @@
-"""Weights on disk: networks as .safetensors, a trained base as a diffusers directory."""
+"""Weights on disk: networks as .safetensors, a trained base as a directory or one file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import torch
 
 from modules.errors import RunError
 from modules.files import replacing
+from modules.models.full_file import save_single_file
 from modules.protocols import Network, Run
 from modules.schedule import Every
 
 logger = logging.getLogger(__name__)
 
+BASE_ENDINGS = {"diffusers": "", "single_file": ".safetensors"}
+"""`save.format` -> what a trained base's name ends with; "" stands for a directory."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -33,6 +36,7 @@ class WeightsSaver:
         every_epochs, every_steps: how often; with neither only at the end.
         keep_last: how many of those on the way are kept; None keeps all.
         dtype: fp32, fp16 or bf16.
+        format: the base as a diffusers directory, or as single_file: `<name>.safetensors`.
     """
 
     def __init__(
@@ -42,10 +46,12 @@ class WeightsSaver:
         every_steps: int | None = None,
         keep_last: int | None = None,
         dtype: str = "fp16",
+        format: str = "diffusers",
     ):
         self._every = Every(steps=every_steps, epochs=every_epochs)
         self._keep_last = keep_last
         self._dtype = DTYPES[dtype]
+        self._base_ending = BASE_ENDINGS[format]
         self._written: list[list[Path]] = []
 
     def save_if_due(self, run: Run, *, last: bool) -> None:
@@ -84,8 +90,13 @@ class WeightsSaver:
                 _write_file(path, write) if ending else _write_directory(path, write)
                 written.append(path)
         if run.trained_base:
-            path = run.directory / f"{run.name}{suffix}"
-            _write_directory(path, partial(run.model.save_pretrained, dtype=self._dtype))
+            path = run.directory / f"{run.name}{suffix}{self._base_ending}"
+            if self._base_ending:
+                metadata = {**progress(run), "modelspec.title": path.stem}
+                save = partial(save_single_file, run.model, dtype=self._dtype, metadata=metadata)
+                _write_file(path, save)
+            else:
+                _write_directory(path, partial(run.model.save_pretrained, dtype=self._dtype))
             written.append(path)
         return written
 
@@ -116,6 +127,7 @@ def output_names(
     *,
     trains_base: bool,
     versions: Sequence[str] = ("",),
+    base_ending: str = "",
 ) -> list[str]:
     """What the last save of a run is called; names of directories end with a slash.
 
@@ -128,7 +140,8 @@ def output_names(
         for name, network in trained.items()
         for ending in suffixes_of(network)
     ]
-    return names + [f"{run_name}{version}/" for version in versions if trains_base]
+    ending = base_ending or "/"
+    return names + [f"{run_name}{version}{ending}" for version in versions if trains_base]
 
 
 def is_trained(network: Any) -> bool:
@@ -139,8 +152,12 @@ def is_trained(network: Any) -> bool:
 def describe(network: Any, run: Run) -> dict[str, str]:
     """Metadata of a network's file."""
     own = network.describe(run.model) if hasattr(network, "describe") else {}
+    return {**own, **progress(run)}
+
+
+def progress(run: Run) -> dict[str, str]:
+    """Metadata of every file of a run."""
     return {
-        **own,
         "ss_steps": str(run.step),
         "ss_epoch": str(run.epoch),
         "ss_sd_model_name": run.model.path,

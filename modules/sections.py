@@ -27,12 +27,14 @@ class ComponentConfig:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     path: str = MISSING
-    """Base model: a diffusers directory or a hub id."""
+    """Base model: a diffusers directory, one .safetensors or .ckpt file, or a hub id."""
     vae: str | None = None
-    """Another VAE: a directory or a hub id."""
+    """Another VAE: a directory, a file or a hub id."""
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What a single file predicts; null asks its markers and its kind, and measures an SD2."""
     trainable: list[str] = field(default_factory=list)
     """Parts of the base that are trained: module paths as `unet`, `unet.up_blocks`,
-    `text_encoders`, `text_encoders.0`; `*` stands for anything."""
+    `text_encoders`, `text_encoders.0`; `*` stands for anything. Or of the VAE: `vae.decoder`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,8 @@ class SaveConfig:
     """How many earlier saves are kept; null keeps all."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Precision of the files."""
+    format: Literal["diffusers", "single_file"] = "diffusers"
+    """A trained base as a diffusers directory, or as one .safetensors in the original layout."""
     module: str = "modules.savers.WeightsSaver"
     """Dotted path of the saver's class."""
     args: dict[str, Any] = field(default_factory=dict)
@@ -182,16 +186,16 @@ class SampleConfig:
     """Prompts of the validation images: a list, or a text file with one in each line; null takes
     captions of the dataset."""
     num_images: Count = 4
-    """How many captions of the dataset are taken."""
+    """How many captions of the dataset are taken, or images where the VAE is trained."""
     extras: dict[str, list[str]] = field(default_factory=dict)
     """Files for what networks ask for, one for each prompt or one for all: `{control: [a.png]}`;
     without them the dataset's own serve."""
     negative_prompt: str = ""
     """What the images should not show."""
-    width: Count = 512
-    """Width in pixels."""
-    height: Count = 512
-    """Height in pixels."""
+    width: Count | None = None
+    """Width in pixels; null takes that of the images which the model was made for."""
+    height: Count | None = None
+    """Height in pixels, likewise."""
     num_inference_steps: Count = 25
     """Denoising steps of an image."""
     guidance_scale: NonNegative = 7.5
@@ -207,7 +211,8 @@ class SampleConfig:
     at_start: bool = True
     """Draw a grid before training, to compare with."""
     module: str = "modules.samplers.GridSampler"
-    """Dotted path of the sampler's class."""
+    """Dotted path of the sampler's class; where the VAE is trained, reconstructions take the place
+    of this one."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of a sampler of your own."""
 

@@ -54,10 +54,14 @@ class StepLog:
             named = zip(self._groups, rates, strict=True)
             record |= {f"learning_rate/{group.name}": rate for group, rate in named}
             record |= self._speed()
-            self._metrics.write({"step": step, "epoch": epoch, **record})
-            self._accelerator.log(record, step=step)
+            self.write(record, step=step, epoch=epoch)
         self._kept.clear()
         return record["loss"]
+
+    def write(self, record: Mapping[str, float], *, step: int, epoch: int) -> None:
+        """Add a line to metrics.jsonl and to the trackers."""
+        self._metrics.write({"step": step, "epoch": epoch, **record})
+        self._accelerator.log(dict(record), step=step)
 
     def plot(self) -> None:
         """Draw the loss curve, in the process that writes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from modules.dataset_files import list_names, read_arrays
 from modules.files import Journal
 
 if TYPE_CHECKING:
+    from modules.caption_set import CaptionSet
     from modules.models.base import DiffusionModel
 
 logger = logging.getLogger(__name__)
@@ -22,21 +23,29 @@ EMPTY = ".empty"
 
 
 def open_text_cache(
-    directory: Path, captions: Mapping[str, str], *, is_shuffled: bool
+    directory: Path, names: Sequence[str], captions: CaptionSet
 ) -> TextCache | None:
-    """Open the cache for `captions`, by name; None, with a warning, if it can't serve them all.
+    """Open the cache for the captions of images; None, with a warning, if it can't serve them all.
 
     Raises:
         ValueError: there is no cache.
     """
-    if is_shuffled:
-        logger.warning("text_cache: has no effect, since shuffle_caption changes the captions")
+    chances = captions.chances()
+    if chances:
+        logger.warning(
+            "text_cache: has no effect, all captions are encoded while training, since %s makes "
+            "them differ from time to time",
+            " and ".join(chances),
+        )
         return None
     cache = TextCache(directory)
     if not cache.journal.path.is_file():
         raise ValueError(f"{directory}: holds no cached text; run preprocess/latent.py --text")
-    misfits = cache.describe_misfits(captions)
+    misfits = cache.describe_misfits(
+        {name: captions.whole(number) for number, name in enumerate(names)}
+    )
     if not misfits:
+        logger.info("text_cache: the text encoders' outputs are read from %s", directory)
         return cache
     logger.warning(
         "%s: is not used, all captions are encoded while training, since %s; run "

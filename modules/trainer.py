@@ -146,10 +146,8 @@ class Trainer:
                 self.accelerator.backward(loss)
             total += loss.detach()
         self.text_stop.drop_gradients(self.step)
-        metrics: dict[str, Tensor | int] = {
-            "loss": total,
-            "images": sum(part.images for part in group),
-        }
+        images = sum(part.images for part in group)
+        metrics: dict[str, Tensor | int] = {"loss": total, "images": images}
         if self.max_grad_norm:
             metrics["grad_norm"] = self.accelerator.clip_grad_norm_(
                 self._parameters, self.max_grad_norm
@@ -189,8 +187,7 @@ class Trainer:
                 self.step += 1
                 last = self.step == self.max_train_steps
                 metrics = self.train_step(next(groups))
-                # The order is fixed: log what was measured, save what was trained, then sample
-                # from it.
+                # The order is fixed: log what was measured, save what was trained, sample from it.
                 loss = self.log(metrics, last=last)
                 self.saver.save_if_due(self, last=last)
                 self.sampler.sample_if_due(self, last=last)
@@ -220,6 +217,10 @@ class Trainer:
         """Send pictures to the trackers that show pictures."""
         for tracker in self.accelerator.trackers:
             show_images(tracker, key, images, captions, step=self.step)
+
+    def log_metrics(self, measured: Mapping[str, float]) -> None:
+        """Write what was measured beside training at this step."""
+        self.step_log.write(measured, step=self.step, epoch=self.epoch)
 
     @property
     def epoch(self) -> int:

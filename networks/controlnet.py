@@ -72,6 +72,7 @@ class ControlNet(Conditioner):
             self.net = ControlNetModel.from_unet(
                 unet, conditioning_embedding_out_channels=EMBEDDING_CHANNELS[:levels]
             )
+        _narrow(self.net, model.latent_channels)
         self.net.to(torch.float32)
         self._take_over_pooling()
 
@@ -156,6 +157,13 @@ def read_controlnet(path: Path) -> ControlNetModel:
     if missing:
         raise ValueError(f"{path}: is no whole ControlNet, it has no {missing[0]}")
     return net
+
+
+def _narrow(net: ControlNetModel, channels: int) -> None:
+    """Take away input channels behind the sample's, which every reader leaves out for it."""
+    net.conv_in.weight = torch.nn.Parameter(net.conv_in.weight[:, :channels].clone())
+    net.conv_in.in_channels = channels
+    net.register_to_config(in_channels=channels)
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -14,15 +14,10 @@ def split_component(path: str) -> tuple[str, str]:
 
 
 def kohya_name(model: Any, path: str) -> str:
-    """The name of a module in an adapter file: `lora_unet_mid_block_attentions_0_proj_in`.
-
-    transformers 5.6 took `text_model.` out of the module paths of CLIPTextModel; files keep it.
-    """
+    """The name of a module in an adapter file: `lora_unet_mid_block_attentions_0_proj_in`."""
     component, name = split_component(path)
-    encoder = model.components()[component]
-    if component.startswith("text_encoders") and not hasattr(encoder, "text_model"):
-        name = f"text_model.{name}"
-    return f"{model.component_prefixes[component]}_{name.replace('.', '_')}"
+    classic = model.classic_path(component, name)
+    return f"{model.component_prefixes[component]}_{classic.replace('.', '_')}"
 
 
 def network_metadata(

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from modules.buckets import BucketIndex, Size, assign, make_buckets
+from modules.buckets import LIMITS, BucketIndex, Size, assign, make_buckets
 from modules.files import Journal, write_atomically
 from modules.images import open_image, read_size, resize_and_crop
 from preprocess.job import make_parser, run_command, run_in_processes, track
@@ -48,14 +48,17 @@ def bucketing(
     *,
     directory: str | Path,
     output: str | Path,
-    resolution: int = 768,
-    min_length: int = 512,
-    max_length: int = 1024,
-    max_ratio: float = 2.0,
+    family: str = "sd2",
+    resolution: int | None = None,
+    min_length: int | None = None,
+    max_length: int | None = None,
+    max_ratio: float | None = None,
     step: int = 64,
     num_workers: int | None = None,
 ) -> Bucketed:
     """Resize and crop every image of `directory`, sub-folders too, to the bucket nearest to it.
+
+    Buckets are those that suit `family` (`modules.buckets.LIMITS`), but for limits that are given.
 
     A caption (.caption, .txt) beside an image, or in a folder `captions`, is copied unless the
     dataset's is newer. Of cat.jpg and cat.png the first is named cat, the second cat_png. Images
@@ -66,13 +69,16 @@ def bucketing(
         ValueError: an argument is wrong, or there are no images.
     """
     source, target = Path(directory), Path(output)
-    buckets = make_buckets(
-        resolution=resolution,
-        min_length=min_length,
-        max_length=max_length,
-        max_ratio=max_ratio,
-        step=step,
-    )
+    if family not in LIMITS:
+        raise ValueError(f"family: {family!r} is not one of {', '.join(LIMITS)}")
+    given = {
+        "resolution": resolution,
+        "min_length": min_length,
+        "max_length": max_length,
+        "max_ratio": max_ratio,
+    }
+    limits = asdict(LIMITS[family]) | {k: v for k, v in given.items() if v is not None}
+    buckets = make_buckets(**limits, step=step)
     tasks = name_images(find_images(source, target))
     journal = _open_journal(target)
     finished, pending = _sort_out(tasks, journal, target=target, buckets=buckets)
@@ -212,10 +218,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         output_required=True,
         num_workers="processes that decode; default: one per processor",
     )
-    parser.add_argument("--resolution", type=int, default=768, help="side of the square bucket")
-    parser.add_argument("--min_length", type=int, default=512, help="shortest side of a bucket")
-    parser.add_argument("--max_length", type=int, default=1024, help="longest side of a bucket")
-    parser.add_argument("--max_ratio", type=float, default=2.0, help="greatest aspect ratio")
+    parser.add_argument(
+        "--family", choices=tuple(LIMITS), default="sd2", help="whose sizes are the defaults: sd2"
+    )
+    parser.add_argument("--resolution", type=int, help="side of the square bucket: 768")
+    parser.add_argument("--min_length", type=int, help="shortest side of a bucket: 512")
+    parser.add_argument("--max_length", type=int, help="longest side of a bucket: 1024")
+    parser.add_argument("--max_ratio", type=float, help="greatest aspect ratio: 2")
     parser.add_argument("--step", type=int, default=64, help="sides are multiples of it")
     arguments = parser.parse_args(argv)
     return run_command(lambda: _summarise(bucketing(**vars(arguments)), arguments.output))

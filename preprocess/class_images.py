@@ -30,8 +30,8 @@ def class_images(
     prompt: str,
     count: int = 200,
     negative_prompt: str = "",
-    width: int = 512,
-    height: int = 512,
+    width: int | None = None,
+    height: int | None = None,
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
     seed: int = 0,
@@ -74,7 +74,7 @@ def class_images(
 
 def _missing(folder: Path, count: int, prompt: str) -> list[int]:
     """The numbers of the images that are to be drawn."""
-    from modules.captions import find_caption, read_caption
+    from modules.captions import find_caption, read_captions
     from modules.images import image_files
 
     if folder.exists() and not folder.is_dir():
@@ -82,7 +82,7 @@ def _missing(folder: Path, count: int, prompt: str) -> list[int]:
     folder.mkdir(parents=True, exist_ok=True)
     files = [path for _, path in image_files(folder)]
     captions = [find_caption(path.parent, path.stem, folders=(".",)) for path in files]
-    others = sum(each is not None and read_caption(each) != prompt.strip() for each in captions)
+    others = sum(each is not None and read_captions(each) != [prompt.strip()] for each in captions)
     if others:
         logger.warning(
             "%s: %d of %d images there have another caption than this prompt; use one folder for "
@@ -95,23 +95,25 @@ def _missing(folder: Path, count: int, prompt: str) -> list[int]:
 
 
 def _load_painter(
-    path: str, *, dtype: str, device: str | None, size: tuple[int, int], **settings: Any
+    path: str,
+    *,
+    dtype: str,
+    device: str | None,
+    size: tuple[int | None, int | None],
+    **settings: Any,
 ) -> Any:
     """A function that draws one image for each of its `seeds`."""
     import torch
 
     from modules.drawing import draw_images
     from modules.models import load
+    from modules.prediction_probe import grey_batches, settle_prediction
     from preprocess.device import choose_device, choose_dtype
 
     place, precision = choose_device(device), choose_dtype(dtype)
     model = load(path)
-    for name, side in zip(("width", "height"), size, strict=True):
-        if side < 1 or side % model.size_multiple:
-            raise ValueError(
-                f"{name}: {side} is no multiple of {model.size_multiple}, which this model's "
-                "images must be"
-            )
+    size = model.image_size(*size)
+    settle_prediction(model, partial(grey_batches, model, settings["prompt"]))
     for piece in (*model.components().values(), model.vae):
         if piece is not None:
             torch.nn.Module.to(piece, place, precision).eval()
@@ -156,15 +158,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         __doc__, directory=None, output="folder of the images", output_required=True, batch_size=4
     )
     parser.add_argument(
-        *("-m", "--model"), required=True, help="diffusers model: directory or hub id"
+        *("-m", "--model"), required=True, help="base model: directory, single file or hub id"
     )
     parser.add_argument("--prompt", required=True, help="what all images show: 'a photo of a dog'")
     parser.add_argument(
         "--negative_prompt", default=argparse.SUPPRESS, help="what they should not show"
     )
     parser.add_argument("--count", type=int, default=200, help="images that the folder is to have")
-    parser.add_argument("--width", type=int, default=512, help="in pixels")
-    parser.add_argument("--height", type=int, default=512, help="in pixels")
+    parser.add_argument("--width", type=int, help="in pixels; the model's own without it")
+    parser.add_argument("--height", type=int, help="in pixels; the model's own without it")
     parser.add_argument(
         *("--num_inference_steps", "--steps"), type=int, default=25, help="denoising steps"
     )

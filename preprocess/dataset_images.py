@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modules.buckets import BucketIndex, Size
-from modules.files import files_by_name
-from modules.images import IMAGE_SUFFIXES
-from preprocess.sources import RESULTS
+from modules.dataset_folder import find_dataset_images
 
 
 @dataclass(frozen=True)
@@ -28,22 +26,16 @@ def find_images(directory: Path) -> tuple[list[Task], list[str]]:
         ValueError: there is no usable buckets.json.
     """
     buckets = BucketIndex.load(directory / "buckets.json").buckets
-    folder = directory / "images"
-    files = {
-        name: folder / (name + suffix)
-        for name, suffix in files_by_name(folder, IMAGE_SUFFIXES).items()
-    }
-    if any(name not in files for names in buckets.values() for name in names):
-        results = [directory / result for result in RESULTS]
-        older = files_by_name(directory, IMAGE_SUFFIXES, exclude=results)
-        files = {name: directory / (name + suffix) for name, suffix in older.items()} | files
+    files = find_dataset_images(directory, [name for names in buckets.values() for name in names])
     tasks, missing = [], []
     for size, names in buckets.items():
         for name in names:
             if name in files:
                 tasks.append(Task(name, size, files[name]))
             else:
-                missing.append(f"{folder / name}: no such image; run bucketing.py again")
+                missing.append(
+                    f"{directory / 'images' / name}: no such image; run bucketing.py again"
+                )
     return tasks, missing
 
 

@@ -132,6 +132,9 @@ def _encode(
         writer.shutdown()
 
 
+_CAPTION_OPTIONS = ("prefix", "suffix", "prompt", "trigger_word")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         __doc__,
@@ -140,34 +143,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         batch_size=4,
     )
     parser.add_argument(
-        *("-m", "--model"), required=True, help="diffusers model or VAE: directory or hub id"
+        *("-m", "--model"),
+        required=True,
+        help="base model or VAE: directory, file or hub id",
     )
-    parser.add_argument("--vae", help="another VAE than the model's: directory or hub id")
+    parser.add_argument("--vae", help="another VAE than the model's: directory, file or hub id")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision")
     parser.add_argument("--device", help="default: the accelerator if there is one, else cpu")
     parser.add_argument("--text", action="store_true", help="also encode the captions, into text/")
     parser.add_argument("--prefix", help="with --text: stands before every caption")
+    parser.add_argument("--suffix", help="with --text: stands behind every caption")
     parser.add_argument("--prompt", help="with --text: stands for every caption")
+    parser.add_argument("--trigger_word", help="with --text: is put into every caption")
     arguments = vars(parser.parse_args(argv))
-    captions = {key: arguments.pop(key) for key in ("text", "prefix", "prompt")}
-    if not captions["text"]:
-        for key in ("prefix", "prompt"):
-            if captions[key] is not None:
+    captions = {key: arguments.pop(key) for key in _CAPTION_OPTIONS}
+    if not arguments["text"]:
+        for key, value in captions.items():
+            if value is not None:
                 parser.error(f"--{key}: has no effect without --text")
-    return run_command(lambda: _run(captions, arguments))
+    with_text = arguments.pop("text")
+    given = {key: value for key, value in captions.items() if value is not None}
+    return run_command(lambda: _run(arguments, given if with_text else None))
 
 
-def _run(captions: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str, list[str]]:
+def _run(arguments: Mapping[str, Any], captions: Mapping[str, Any] | None) -> tuple[str, list[str]]:
     """Encode captions, which is quick, and images; return a summary and the failures."""
     results = {}
-    if captions["text"]:
+    if captions is not None:
         from preprocess.text_cache import cache_text
 
         keys = ("directory", "model", "batch_size", "dtype", "device")
         results["text"] = cache_text(
             **{key: arguments[key] for key in keys},
-            prefix=captions["prefix"] or "",
-            prompt=captions["prompt"],
+            **captions,
         )
     results["latents"] = latent(**arguments)
     lines = [

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from modules.captions import CAPTION_SUFFIXES, find_caption
+from modules.dataset_folder import RESULTS
 from modules.files import write_atomically
 from modules.images import image_files
-
-RESULTS = ("images", "latents", "captions", "control", "mask", "pfg", "text")
-"""Folders of a dataset, where no source images are looked for."""
 
 
 def find_images(source: Path, target: Path) -> list[tuple[str, Path]]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modules.buckets import BucketIndex
-from modules.captions import find_captions, read_caption
+from modules.caption_text import CaptionProcessor
+from modules.captions import CaptionFiles, read_captions
 from modules.files import write_atomically
 from modules.text_cache import EMPTY, TextCache
 from preprocess.job import Counts, track
@@ -36,15 +37,17 @@ def cache_text(
     model: str,
     output: str | Path | None = None,
     prefix: str = "",
+    suffix: str = "",
     prompt: str | None = None,
+    trigger_word: str = "",
     batch_size: int = 16,
     dtype: str = "fp32",
     device: str | None = None,
 ) -> Counts:
     """Encode the final captions of the images of `directory`, and the empty caption.
 
-    A final caption is `prefix` and then the image's own or `prompt`, as the arguments of the
-    run's dataset say. An image without a caption gets the prefix alone.
+    A final caption is `prefix`, the image's own or `prompt`, and `suffix`, with `trigger_word` in
+    it, as the arguments of the run's dataset say. An image without a caption counts as empty.
 
     Raises:
         ValueError: an argument is wrong, or there is no dataset or no model.
@@ -55,7 +58,8 @@ def cache_text(
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
     source = Path(directory)
-    captions, failed = _read_captions(source, prefix=prefix, prompt=prompt)
+    process = CaptionProcessor(prefix=prefix, suffix=suffix, trigger_word=trigger_word)
+    captions, failed = _final_captions(source, process, prompt=prompt)
     place, precision = choose_device(device), choose_dtype(dtype)
     encoder = load(model, weights=TEXT_PIECES)
     cache = TextCache(Path(output) if output is not None else source / "text")
@@ -73,25 +77,36 @@ def cache_text(
     return Counts(done=done, skipped=skipped, failed=failed)
 
 
-def _read_captions(
-    source: Path, *, prefix: str, prompt: str | None
+def _final_captions(
+    source: Path, process: CaptionProcessor, *, prompt: str | None
 ) -> tuple[dict[str, str], list[str]]:
     """Return the final captions by image, and a line for each that can't be read."""
     buckets = BucketIndex.load(source / "buckets.json").buckets
     names = [name for some in buckets.values() for name in some]
     captions = {EMPTY: ""}
     if prompt is not None:
-        return captions | {name: prefix + prompt for name in names}, []
+        return captions | dict.fromkeys(names, process.whole([prompt])), []
     failed: list[str] = []
-    files = find_captions(source, names)
-    for name in names:
+    several = 0
+    files = CaptionFiles(source, names)
+    for number, name in enumerate(names):
+        path = files.path(number)
         try:
-            captions[name] = prefix + (read_caption(source / files[name]) if name in files else "")
+            read = [""] if path is None else read_captions(path)
         except (ValueError, OSError) as error:
             failed.append(str(error))
-    without = sum(name not in files for name in names)
-    if without:
-        logger.info("%s: %d images have no caption; an empty one is encoded", source, without)
+            continue
+        captions[name] = process.whole(read)
+        several += len(read) > 1
+    if files.missing:
+        logger.info(
+            "%s: %d images have no caption; an empty one is encoded", source, len(files.missing)
+        )
+    if several:
+        logger.warning(
+            "%s: %d images have several captions, so training can't use what is encoded here",
+            *(source, several),
+        )
     return captions, failed
 
 

@@ -20,10 +20,11 @@ def outputs(model) -> tuple[torch.Tensor, torch.Tensor]:
     """Text embedding and prediction for fixed inputs."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        states = model.encode_prompts(Batch(captions=["a red cat"]))["encoder_hidden_states"]
+        batch = Batch(captions=["a red cat"], original_size=torch.tensor([[32, 32]]))
+        conditions = model.encode_prompts(batch)
         inputs = DenoiserInputs(
             sample=torch.randn(1, 4, 8, 8, generator=generator),
             timestep=torch.tensor([500]),
-            encoder_hidden_states=states,
+            **conditions,
         )
-        return states, model.denoise(inputs)
+        return conditions["encoder_hidden_states"], model.denoise(inputs)

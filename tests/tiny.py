@@ -10,9 +10,15 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from modules.models.stable_diffusion import StableDiffusion
+from modules.models.stable_diffusion_xl import StableDiffusionXL
 
 WORDS = ["a", "red", "blue", "cat", "dog", "on", "the", "mat", "photo", "of"]
 
@@ -51,20 +57,72 @@ def make_sd(*, prediction_type: str = "epsilon", seed: int = 0, sd2: bool = Fals
         attention_head_dim=(2, 4) if sd2 else 2,
         use_linear_projection=sd2,
     )
-    encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    encoder = CLIPTextModel(_text_config(tokenizer, width))
+    vae = _make_vae()
+    for module in (unet, encoder, vae):
+        module.eval()
+    return StableDiffusion(
+        unet=unet,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        vae=vae,
+        scheduler=_make_scheduler(prediction_type),
     )
-    vae = AutoencoderKL(
+
+
+def make_sdxl(*, prediction_type: str = "epsilon", seed: int = 0):
+    """A Stable Diffusion XL's shape with random weights; its text encoders differ in width."""
+    torch.manual_seed(seed)
+    tokenizers = make_tokenizer(), make_tokenizer()
+    widths = 32, 48
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        norm_num_groups=4,
+        cross_attention_dim=sum(widths),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
+    )
+    first = CLIPTextModel(_text_config(tokenizers[0], widths[0]))
+    second = CLIPTextModelWithProjection(_text_config(tokenizers[1], widths[1], projection_dim=24))
+    vae = _make_vae()
+    for module in (unet, first, second, vae):
+        module.eval()
+    return StableDiffusionXL(
+        unet=unet,
+        text_encoder=first,
+        text_encoder_2=second,
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        vae=vae,
+        scheduler=_make_scheduler(prediction_type),
+    )
+
+
+def _text_config(tokenizer: CLIPTokenizer, width: int, **options) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
+
+
+def _make_vae() -> AutoencoderKL:
+    return AutoencoderKL(
         block_out_channels=(8, 8, 16),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -73,7 +131,10 @@ def make_sd(*, prediction_type: str = "epsilon", seed: int = 0, sd2: bool = Fals
         layers_per_block=1,
         scaling_factor=0.5,
     )
-    scheduler = DDPMScheduler(
+
+
+def _make_scheduler(prediction_type: str) -> DDPMScheduler:
+    return DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -81,17 +142,12 @@ def make_sd(*, prediction_type: str = "epsilon", seed: int = 0, sd2: bool = Fals
         steps_offset=1,
         prediction_type=prediction_type,
     )
-    for module in (unet, encoder, vae):
-        module.eval()
-    return StableDiffusion(
-        unet=unet, text_encoder=encoder, tokenizer=tokenizer, vae=vae, scheduler=scheduler
-    )
 
 
-def save_sd(directory: Path, **options) -> Path:
-    """Write `make_sd` as a diffusers directory."""
+def save_sd(directory: Path, *, make=make_sd, **options) -> Path:
+    """Write `make_sd`, or another of these, as a diffusers directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    make_sd(**options).save_pretrained(directory, dtype=torch.float32)
+    make(**options).save_pretrained(directory, dtype=torch.float32)
     return directory
 
 

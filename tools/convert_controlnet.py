@@ -51,7 +51,7 @@ def to_single_file(directory: Path, output: Path, *, dtype: str = "fp16") -> int
 def to_directory(file: Path, output: Path, *, model: str, dtype: str = "fp16") -> int:
     """Write the ControlNet of a single file as a diffusers directory; returns its tensors.
 
-    `model` is the base model it is for, a diffusers directory or hub id.
+    `model` is the base model it is for: a directory, a single file or a hub id.
 
     Raises:
         ValueError: the file is no ControlNet, or one for another kind of model.

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
-from modules.models.patterns import matches, no_match
+from modules.models import layers
+from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
+from modules.models.folder import save_folder
+from modules.models.inpainting import find_side_channels
+from modules.models.patterns import matches
+from modules.models.portable import classic_name
+from modules.models.spaces import Latents, Pixels, Space
 from modules.models.text_encoder import TextEncoder
 from modules.objectives import OBJECTIVES, Diffusion
 
@@ -24,10 +29,16 @@ from modules.objectives import OBJECTIVES, Diffusion
 class DiffusionModel:
     """The pieces of one checkpoint and the four things a trainer asks of them.
 
-    A family is a subclass: it says how to load and save the pieces and how prompts and images
-    become the tensors of its denoiser.
+    A family is a subclass: it says what pieces there are and how prompts and images become the
+    tensors of its denoiser.
     """
 
+    pipeline: str
+    """Its class in diffusers, as model_index.json names it; of the plain model on the class."""
+    piece_classes: ClassVar[Mapping[str, Any]]
+    """Classes of the pieces by their names in a checkpoint, which are those of `__init__`."""
+    absent: ClassVar[Mapping[str, Any]] = {}
+    """What a saved model_index.json says of pieces that the pipeline may have and we don't."""
     adapter_targets: ClassVar[Mapping[str, tuple[str, ...]]]
     """Classes in which adapters find Linear and 1x1 convolutions, by component."""
     conv_targets: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -35,28 +46,86 @@ class DiffusionModel:
     component_prefixes: ClassVar[Mapping[str, str]]
     """Component -> its prefix in adapter files: "unet" -> "lora_unet"."""
 
-    denoiser: Any
-    text_encoders: list[TextEncoder]
-    vae: Any | None  # None: pixel space
     text_needs_gradients: bool = True
     changed: frozenset[str] = frozenset()  # components that a network was merged into
-    scheduler: Any
     scheduler_changes: Mapping[str, Any] = MappingProxyType({})  # since the checkpoint was loaded
-    path: str
+    prediction_source: str | None = "its scheduler"  # what says the type; None: nothing does
+
+    def __init__(
+        self,
+        *,
+        denoiser: Any,
+        text_encoders: Sequence[TextEncoder],
+        vae: Any | None,  # None: pixel space
+        scheduler: Any,
+        path: str,
+    ):
+        self.denoiser = denoiser
+        self.text_encoders = list(text_encoders)
+        self.vae = vae
+        self.scheduler = scheduler
+        self.path = path
+        self.side_channels = find_side_channels(self)
+        self.pipeline = self.side_channels.pipeline(self.pipeline)
+        self.checkpoint: Checkpoint | None = None
+        self._originals: Mapping[str, Callable[..., Any]] = {}
 
     @classmethod
-    def from_pretrained(
-        cls, directory: Path, *, path: str, vae: str | None, weights: bool | Collection[str]
-    ) -> DiffusionModel:
-        """Load the pieces from a diffusers directory; without weights they stay on `meta`.
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, *, vae: str | None, weights: bool | Collection[str]
+    ) -> Self:
+        """Load the pieces of a checkpoint, or another VAE; without weights they stay on `meta`.
 
         `weights` may name the pieces that are wanted whole: `text_encoder`.
+
+        Raises:
+            ValueError: pieces are missing, can't be read or don't fit together.
         """
-        raise TypeError(f"{cls.__name__} cannot be loaded")
+        originals = piece_loaders(checkpoint, cls.piece_classes, vae=vae)
+        model = cls(
+            **{name: load(weights=is_wanted(name, weights)) for name, load in originals.items()},
+            scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
+            path=checkpoint.path,
+        )
+        model.checkpoint, model._originals = checkpoint, originals
+        model.prediction_source = checkpoint.prediction_source
+        return model
 
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
         """Write the pieces as a diffusers directory."""
-        raise TypeError(f"{type(self).__name__} cannot be saved")
+        save_folder(self, directory, dtype=dtype)
+
+    def pieces(self) -> dict[str, Any]:
+        """Everything that a checkpoint has a folder for, but the scheduler, by its name there."""
+        found: dict[str, Any] = {"unet": self.denoiser}
+        for number, encoder in enumerate(self.text_encoders):
+            ending = f"_{number + 1}" if number else ""
+            found[f"text_encoder{ending}"] = encoder.module
+            found[f"tokenizer{ending}"] = encoder.tokenizer
+        return found if self.vae is None else {**found, "vae": self.vae}
+
+    def as_trained(self, name: str) -> Any:
+        """A piece as it should be saved: read again from the checkpoint if it was not changed."""
+        piece = self.pieces()[name]
+        components = self.components()
+        changed = any(parameter.requires_grad for parameter in piece.parameters()) or any(
+            components[component] is piece for component in self.changed
+        )
+        return piece if changed or name not in self._originals else self._originals[name]()
+
+    def pipeline_settings(self) -> dict[str, Any]:
+        """Switches of the checkpoint's pipeline, and what it doesn't have."""
+        index = self.checkpoint.index if self.checkpoint else {}
+        switches = {k: v for k, v in index.items() if isinstance(v, bool)}
+        return {**switches, **self.absent}
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """The checkpoint's scheduler, with what training changed of it."""
+        own = self.checkpoint.scheduler_config() if self.checkpoint else self.scheduler.config
+        config = {**own, **self.scheduler_changes}
+        if config.get("rescale_betas_zero_snr"):  # not every scheduler knows it, DDIM does
+            config["_class_name"] = "DDIMScheduler"
+        return config
 
     def use_scheduler(self, scheduler: Any) -> None:
         """Take over the schedule that is trained for: images are drawn and the model saved so."""
@@ -74,9 +143,25 @@ class DiffusionModel:
         encoders = {f"text_encoders.{i}": te.module for i, te in enumerate(self.text_encoders)}
         return {"unet": self.denoiser, **encoders}
 
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        told, source = self.scheduler.config.prediction_type, self.prediction_source
+        prediction = f"{told} by {source}" if source else "prediction type to be measured"
+        return f"{type(self).__name__}, {prediction}"
+
     def base_version(self) -> dict[str, str]:
         """Metadata by which other programs tell this family."""
         return {}
+
+    def check_dataset(self, dataset: Any) -> None:
+        """Check that a dataset gives what this family needs.
+
+        Raises:
+            ValueError: it doesn't.
+        """
+        sample = dataset[0]
+        self.space.check(sample)
+        self.side_channels.check(sample)
 
     # -- the four verbs ---------------------------------------------------------------------
 
@@ -86,26 +171,16 @@ class DiffusionModel:
         if not text:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.text_needs_gradients):
                 text = self.encode_text(batch.captions)
-        return replace(batch, latents=self._latents(batch), text=text)
+        return replace(batch, latents=self.space.encode(batch), text=text)
 
     def encode_images(self, batch: Batch) -> Tensor:
-        """Scaled latents of a batch, (B, C, h, w): cached ones, or the VAE's of its pixels."""
-        assert self.vae is not None
-        return self._latents(batch) * self.vae.config.scaling_factor
-
-    def _latents(self, batch: Batch) -> Tensor:
-        assert self.vae is not None
-        if batch.latents is not None:
-            return batch.latents
-        if batch.pixel_values is None:
-            raise ValueError("the dataset gave neither latents nor pixel_values")
-        with torch.no_grad(), full_precision(batch.pixel_values.device):
-            posterior = self.vae.encode(batch.pixel_values.to(self.vae.dtype)).latent_dist
-            return posterior.sample().float()
+        """What is noised, (B, C, h, w): scaled latents, cached or the VAE's; or pixels."""
+        return self.space.scale(self.space.encode(batch))
 
     def encode_prompts(self, batch: Batch) -> dict[str, Any]:
-        """`encoder_hidden_states` (B, tokens, D) and what else the denoiser wants of captions."""
-        return dict(batch.text) or self.encode_text(batch.captions)
+        """`encoder_hidden_states` (B, tokens, D) and what else the denoiser is conditioned on."""
+        text = batch.text or self.encode_text(batch.captions)
+        return {**text, "side_channels": self.side_channels.make(batch)}
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The text encoders' outputs, which depend on the captions alone and can be cached."""
@@ -114,22 +189,16 @@ class DiffusionModel:
     def denoise(self, inputs: DenoiserInputs) -> Tensor:
         """The denoiser's prediction, (B, C, h, w)."""
         return self.denoiser(
-            inputs.sample,
+            inputs.channels,
             inputs.timestep,
             encoder_hidden_states=inputs.encoder_hidden_states,
             added_cond_kwargs=dict(inputs.added_cond_kwargs) or None,
             **inputs.residuals,
         ).sample
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of scaled latents (B, C, h, w)."""
-        assert self.vae is not None
-        with full_precision(latents.device):
-            latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-            pixels = torch.cat([self.vae.decode(one).sample for one in latents.split(1)])
-        pixels = (pixels.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return [Image.fromarray(p.numpy()) for p in pixels.permute(0, 2, 3, 1).cpu()]
+    def decode(self, clean: Tensor) -> list[Image.Image]:
+        """Pictures of what `encode_images` gives, (B, C, h, w)."""
+        return self.space.decode(clean)
 
     def default_objective(self) -> type[Diffusion]:
         """The objective that the checkpoint was trained with."""
@@ -151,7 +220,7 @@ class DiffusionModel:
     @property
     def latent_channels(self) -> int:
         """Channels of the denoiser's sample."""
-        return self.denoiser.config.in_channels
+        return self.denoiser.config.in_channels - self.side_channels.count
 
     @property
     def text_width(self) -> int:
@@ -159,91 +228,55 @@ class DiffusionModel:
         return self.denoiser.config.cross_attention_dim
 
     @property
+    def space(self) -> Space:
+        """Where the denoiser works: latents of the VAE, or pixels."""
+        return Pixels() if self.vae is None else Latents(self.vae)
+
+    @property
     def vae_scale_factor(self) -> int:
-        """Pixels of one latent position along a side."""
-        assert self.vae is not None
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        """Pixels of one position of the denoiser's sample along a side."""
+        return self.space.scale_factor
 
     @property
     def size_multiple(self) -> int:
         """Image sides must be multiples of this."""
         return self.vae_scale_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1)
 
+    def image_size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        """Width and height of images to draw; None is a side of those the model was made for.
+
+        Raises:
+            ValueError: the model can't draw images of this size.
+        """
+        native = self.denoiser.config.sample_size * self.vae_scale_factor
+        size = (native if width is None else width, native if height is None else height)
+        for name, side in zip(("width", "height"), size, strict=True):
+            if side < 1 or side % self.size_multiple:
+                raise ValueError(
+                    f"{name}: {side} is no multiple of {self.size_multiple}, which this model's "
+                    "images must be"
+                )
+        return size
+
     # -- finding modules --------------------------------------------------------------------
 
-    def parameters_matching(self, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
-        """Parameters of the base by module path, where a pattern matches.
+    def idle_paths(self) -> Sequence[str]:
+        """Parts of the components, by module path, that have no effect on the denoiser."""
+        return ()
 
-        Raises:
-            ValueError: a pattern matches nothing; names it and what the model has.
-        """
-        named = {
-            f"{component}.{name}": parameter
-            for component, module in self.components().items()
-            for name, parameter in module.named_parameters()
-        }
-        chosen: set[str] = set()
-        for pattern in patterns:
-            found = {path for path in named if matches(path, pattern)}
-            if not found:
-                raise ValueError(no_match(pattern, self.module_paths()))
-            chosen |= found
-        return {path: parameter for path, parameter in named.items() if path in chosen}
+    def parameters_matching(self, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Parameters of the base by module path; see `modules.models.layers`."""
+        return layers.parameters_matching(self, patterns)
 
     def adapter_layers(self, patterns: Iterable[str], *, conv: bool) -> dict[str, nn.Module]:
-        """Linear and convolution layers for an adapter, by module path, in the model's order.
-
-        Taken are the family's transformer layers that a pattern covers, with `conv` also those of
-        its convolution blocks, and single layers whose own name a pattern ends in.
-
-        Raises:
-            ValueError: a pattern covers no such layer; names it and what the model has.
-        """
-        patterns = list(patterns)
-        found: dict[str, nn.Module] = {}
-        used: set[str] = set()
-        for component, module in self.components().items():
-            covered = set(self._covered_paths(component, module, conv=conv))
-            for name, layer in module.named_modules():
-                path, own = f"{component}.{name}", f".{name.rpartition('.')[2]}"
-                if not isinstance(layer, nn.Linear | nn.Conv2d):
-                    continue
-                hits = {p for p in patterns if name in covered and matches(path, p)}
-                hits |= {p for p in patterns if p.endswith(own) and fnmatchcase(path, p)}
-                if hits:
-                    found[path] = layer
-                    used |= hits
-        for pattern in (unused for unused in patterns if unused not in used):
-            if any(matches(path, pattern) for path in self.module_paths()):
-                raise ValueError(
-                    f"{pattern!r} has no layer that this network adapts by default; name a single "
-                    "layer in full" + ("" if conv else ", or set conv_rank for convolution blocks")
-                )
-            raise ValueError(no_match(pattern, self.module_paths()))
-        return found
-
-    def _covered_paths(self, component: str, module: nn.Module, *, conv: bool) -> Iterator[str]:
-        kind = component.partition(".")[0]
-        classes = self.adapter_targets.get(kind, ())
-        conv_classes = self.conv_targets.get(kind, ()) if conv else ()
-        for name, block in module.named_modules():
-            everything = type(block).__name__ in conv_classes
-            if not everything and type(block).__name__ not in classes:
-                continue
-            for inner, layer in block.named_modules(prefix=name):
-                small = not isinstance(layer, nn.Conv2d) or layer.kernel_size == (1, 1)
-                if everything or small:
-                    yield inner
+        """Layers for an adapter by module path; see `modules.models.layers`."""
+        return layers.adapter_layers(self, patterns, conv=conv)
 
     def module_paths(self) -> Iterator[str]:
         """Paths of all modules of all components."""
-        for component, module in self.components().items():
-            yield component
-            yield from (f"{component}.{name}" for name, _ in module.named_modules() if name)
+        return layers.module_paths(self)
 
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch autocast off: the VAE overflows in float16."""
-    with torch.autocast(device.type, enabled=False):
-        yield
+    def classic_path(self, component: str, path: str) -> str:
+        """A module's path within its component as adapter files have it."""
+        module = self.components()[component]
+        return classic_name(module, path) if component.startswith("text_encoders") else path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _OUTSIDE = {
     "conv_in": "input_blocks.0.0",
@@ -51,6 +52,13 @@ def compvis_name(key: str, *, layers_per_block: int, has_attention: bool = True)
         inner = rest.removeprefix(".").partition(".")
         rest = f".{_RESNET[inner[0]]}" + (f".{inner[2]}" if inner[2] else "") if inner[0] else ""
     return place + rest
+
+
+def unet_module_name(path: str, config: Any) -> str:
+    """The original name of a module of a UNet with `config`, for its path in diffusers."""
+    found = _BLOCK.match(path)
+    has_attention = found is None or "Attn" in config.up_block_types[int(found[2])]
+    return compvis_name(path, layers_per_block=config.layers_per_block, has_attention=has_attention)
 
 
 def _place(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,11 @@ def check_pieces(directory: Path, names: Sequence[str]) -> None:
     files = {"tokenizer": ("tokenizer.json", "vocab.json"), "scheduler": ("scheduler_config.json",)}
     missing = []
     for name in names:
-        wanted = files.get(name, ("config.json",))
+        wanted = files.get(name.partition("_")[0], ("config.json",))
         if not any((directory / name / file).is_file() for file in wanted):
             missing.append(f"{name}/{' or '.join(wanted)}")
     if missing:
         raise ValueError(f"{directory}: the model is incomplete, it has no {', no '.join(missing)}")
-
-
-def is_wanted(name: str, weights: bool | Collection[str]) -> bool:
-    """Whether the weights of a piece are to be loaded: all, none, or those of the names."""
-    return weights if isinstance(weights, bool) else name in weights
 
 
 def load_piece(cls: Any, folder: Path, *, weights: bool = True) -> Any:
@@ -103,14 +98,24 @@ def load_piece(cls: Any, folder: Path, *, weights: bool = True) -> Any:
         raise ValueError(f"{folder}: the weights can't be read ({reason})") from error
 
 
-def load_vae(path: str, *, weights: bool = True) -> Any:
-    """Load an AutoencoderKL in float32: from a VAE's directory, a model's, or the hub.
+def load_vae(
+    path: str, *, weights: bool = True, config: Callable[[], dict[str, Any]] | None = None
+) -> Any:
+    """Load an AutoencoderKL in float32: from a VAE's or a model's directory or file, or the hub.
+
+    A file with a VAE alone doesn't say its latents' scale: `config` gives that of the model's own.
 
     Raises:
         ValueError: `path` holds no VAE.
     """
     from diffusers import AutoencoderKL
 
+    from modules.models.tensor_file import find_file
+    from modules.models.vae_file import load_vae_file
+
+    file = find_file(path)
+    if file is not None:
+        return load_vae_file(file, path, config=config() if config else {}, weights=weights)
     for folder in (Path(path), _ROOT / path):
         if folder.exists():
             own = folder / "vae" if (folder / "vae").is_dir() else folder

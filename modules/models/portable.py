@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import CLIPTextModel
 
 
 def save_text_encoder(encoder: Any, directory: Path, dtype: torch.dtype) -> None:
@@ -33,10 +34,9 @@ def save_text_encoder(encoder: Any, directory: Path, dtype: torch.dtype) -> None
 
 
 def classic_name(encoder: nn.Module, path: str) -> str:
-    """A path within a CLIP text encoder as all programs know it: below `text_model.`."""
-    if hasattr(encoder, "text_model") or path.startswith(("text_model.", "text_projection")):
-        return path
-    return f"text_model.{path}"
+    """A path within a text encoder as all programs know it: CLIP's is below `text_model.`."""
+    is_flat = isinstance(encoder, CLIPTextModel) and not hasattr(encoder, "text_model")
+    return f"text_model.{path}" if is_flat else path
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:

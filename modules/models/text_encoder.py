@@ -49,6 +49,11 @@ class TextEncoder:
         )
         return encoded.input_ids
 
+    def ids(self, captions: Sequence[str]) -> Tensor:
+        """Token ids, (B, max_length), on the encoder's device."""
+        device = next(self.module.parameters()).device
+        return self.tokenize(captions).to(device, non_blocking=True)
+
     def token_ids(self, text: str) -> list[int]:
         """Ids of a text by the checkpoint's own tokens, without start and end."""
         return self.tokenizer(text, add_special_tokens=False).input_ids

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
+import tiny_inpaint
 import torch
 from probes import perturb
 from tiny import save_dataset, save_sd
@@ -25,11 +27,17 @@ WRITTEN = {
 }
 
 
+MAKERS = {"inpainting": tiny_inpaint.make_sd, "sdxl_lora": tiny.make_sdxl}
+"""What makes the model of an example that isn't for Stable Diffusion 1."""
+
+
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    """A directory with a model, a dataset, and a LoRA of UNet and text encoder."""
+    """A directory with models, a dataset, and a LoRA of UNet and text encoder."""
     place = tmp_path_factory.mktemp("examples")
     save_sd(place / "model")
+    for stem, make in MAKERS.items():
+        save_sd(place / stem, make=make)
     save_dataset(place / "data", side_inputs=True, features=768)
     network = LoRA(rank=2, targets=["unet", "text_encoders"])
     network.attach(load(str(place / "model")))
@@ -54,7 +62,9 @@ def test_their_number():
         "dreambooth.yaml",
         "ema.yaml",
         "finetune.yaml",
+        "finetune_single_file.yaml",
         "hypernetwork.yaml",
+        "inpainting.yaml",
         "large_batch.yaml",
         "locon.yaml",
         "loha.yaml",
@@ -65,8 +75,10 @@ def test_their_number():
         "pfg.yaml",
         "pivotal_tuning.yaml",
         "rslora.yaml",
+        "sdxl_lora.yaml",
         "several_networks.yaml",
         "textual_inversion.yaml",
+        "vae.yaml",
         "zero_terminal_snr.yaml",
     ]
 
@@ -76,7 +88,7 @@ def test_an_example_trains(path, material, tmp_path):
     status = main.main(
         [
             str(path),
-            f"model.path={material / 'model'}",
+            f"model.path={material / (path.stem if path.stem in MAKERS else 'model')}",
             f"dataset.args.path={material / 'data'}",
             f"save.directory={tmp_path}",
             "train.max_train_steps=2",
@@ -92,15 +104,19 @@ def test_an_example_trains(path, material, tmp_path):
     assert status == 0
     run = tmp_path / path.stem
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2]
+    assert [record["step"] for record in records if "loss" in record] == [1, 2]
     assert (run / "config.yaml").is_file()
     assert (run / "loss.png").is_file()
     assert (run / "before_after.png").is_file()
     assert (run / "samples" / "step00000000.png").is_file()
     assert (run / "samples" / "step00000002.png").is_file()
-    networks = parse(path.read_text(encoding="utf-8"))[0].get("networks", {})
-    if not networks:
-        assert (run / path.stem / "model_index.json").is_file()
+    values = parse(path.read_text(encoding="utf-8"))[0]
+    networks = values.get("networks", {})
+    if not networks and values["save"].get("format") == "single_file":
+        assert (run / f"{path.stem}.safetensors").is_file()
+    elif not networks:
+        index = "config.json" if path.stem == "vae" else "model_index.json"
+        assert (run / path.stem / index).is_file()
     trained = {name: each for name, each in networks.items() if each.get("train", True)}
     for name, network in trained.items():
         ending = WRITTEN.get(network["module"], ".safetensors")
@@ -134,4 +150,14 @@ def test_finetune_for_a_smaller_card(material, capsys):
     paths = [f"model.path={material / 'model'}", f"dataset.args.path={material / 'data'}"]
     sizes = ["sample.width=32", "sample.height=32"]
     path = str(ROOT / "config" / "finetune.yaml")
+    assert main.main([path, *paths, *sizes, *overrides.split(), "--check"]) == 0
+
+
+def test_inpainting_with_the_whole_unet(material):
+    text = (ROOT / "config" / "inpainting.yaml").read_text(encoding="utf-8")
+    overrides = "networks=null model.trainable=[unet] train.learning_rate=1e-5"
+    assert f"#   {overrides}\n" in text
+    paths = [f"model.path={material / 'inpainting'}", f"dataset.args.path={material / 'data'}"]
+    sizes = ["sample.width=32", "sample.height=32"]
+    path = str(ROOT / "config" / "inpainting.yaml")
     assert main.main([path, *paths, *sizes, *overrides.split(), "--check"]) == 0

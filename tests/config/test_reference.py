@@ -43,6 +43,7 @@ COMPONENTS = {
     ),
     "`networks.hypernetwork.Hypernetwork`": "networks.hypernetwork.Hypernetwork",
     "`modules.objectives.Epsilon`, `modules.objectives.VPrediction`": "modules.objectives.Epsilon",
+    "`modules.reconstruction.Reconstruction`": "modules.reconstruction.Reconstruction",
 }
 SUPPLIED = {"seed", "scheduler"}
 BESIDES = {"`networks.lora.LoRA`", "`networks.lokr.LoKr`"}  # tables of what LoHa does not take

@@ -222,8 +222,8 @@ def test_keys_that_exclude_each_other():
             "exist either)",
         ),
         ("empty", "'empty' is not a diffusers model: it has no model_index.json (it has nothing)"),
-        ("cat.yaml", "'cat.yaml' is a single file; convert it to a diffusers directory first"),
-        ("sd.safetensors", "'sd.safetensors' is neither a directory nor a hub id"),
+        ("cat.yaml", "'cat.yaml' is a file, but none of .safetensors, .ckpt, .pt, .pth, .bin"),
+        ("sd.safetensors", "'sd.safetensors' is not there"),
         (
             "https://huggingface.co/owner/sd/tree/main",
             "'https://huggingface.co/owner/sd/tree/main' is a web page; write its hub id, owner/sd",
@@ -239,7 +239,7 @@ def test_keys_that_exclude_each_other():
             "tab: use 'single quotes' or /",
         ),
         ("D:\\weights\\sd15", "'D:\\weights\\sd15' is neither a directory nor a hub id"),
-        ('""', "is empty; give a directory or a hub id"),
+        ('""', "is empty; give a directory, a file or a hub id"),
         ("", "has no value; it must be text"),
     ],
 )

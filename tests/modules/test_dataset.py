@@ -48,7 +48,7 @@ def save_image(directory, name, size, color=(255, 0, 51)):
 def test_samples(directory):
     dataset = LatentDataset(str(directory), prefix="x, ")
     assert dataset.names == NAMES
-    assert dataset.buckets == [[0, 1], [2]]
+    assert [list(bucket) for bucket in dataset.buckets] == [[0, 1], [2]]
     assert dataset.bucket_sizes == [(16, 24), (24, 16)]
     assert len(dataset) == 3
     assert dataset.provides == frozenset()
@@ -80,10 +80,15 @@ def test_side_inputs(directory):
 def test_sizes_from_image_index(directory, caplog):
     entries = [{"name": n, "original_size": [300, 200], "crop_top_left": [0, 7]} for n in NAMES]
     write(directory, "images.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
-    sample = LatentDataset(str(directory))[2]
+    dataset = LatentDataset(str(directory))
+    assert dataset[2].original_size is None  # until a model asks for it
+    assert dataset.read_geometry()
+    sample = dataset[2]
     assert (sample.original_size, sample.crop_top_left) == ((200, 300), (0, 7))
     write(directory, "images.jsonl", json.dumps(entries[0]) + "\n")
-    assert LatentDataset(str(directory))[0].original_size is None
+    dataset = LatentDataset(str(directory))
+    assert not dataset.read_geometry()
+    assert dataset[0].original_size is None
     assert "has no sizes of sub/b" in caplog.text
 
 

@@ -7,12 +7,14 @@ import tiny
 import torch
 
 from modules.engine import prepare_modules, set_attention
+from modules.models.autoencoder import Autoencoder
 from networks.lora import LoRA
 
 
 def prepared(*, mixed_precision: str = "no", checkpointing: bool = False, trained: str = ""):
     model, network = tiny.make_sd(), LoRA(rank=2, targets=("unet", "text_encoders"))
     network.attach(model)
+    model.vae.requires_grad_(False)
     for name, component in model.components().items():
         component.requires_grad_(name == trained)
     prepare_modules(
@@ -41,6 +43,22 @@ def test_what_is_frozen_takes_the_compute_dtype(mixed_precision, frozen, vae):
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert model.text_encoders[0].module.training
     assert not model.denoiser.training
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_a_trained_vae_stays_in_float32(mixed_precision):
+    model = Autoencoder(tiny.make_sd().vae)
+    model.vae.encoder.requires_grad_(False)
+    prepare_modules(
+        model,
+        {},
+        device=torch.device("cpu"),
+        mixed_precision=mixed_precision,
+        gradient_checkpointing=True,
+    )
+    assert {p.dtype for p in model.vae.parameters()} == {torch.float32}  # the encoder's too
+    assert model.vae.training
+    assert model.vae.is_gradient_checkpointing
 
 
 def test_text_encoders_are_checkpointed_where_gradients_pass():

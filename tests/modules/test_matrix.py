@@ -7,34 +7,24 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from families import NETWORKS
 from probes import perturb
 
 from modules.config import load
 from modules.trainer import Trainer
 
-BOTH = ["unet", "text_encoders"]
-NETWORKS: dict[str, dict] = {
-    "lora": {"module": "networks.lora.LoRA", "args": {"rank": 2, "targets": BOTH}},
-    "locon": {"module": "networks.lora.LoRA", "args": {"rank": 2, "conv_rank": 2}},
-    "loha": {"module": "networks.loha.LoHa", "args": {"rank": 2, "conv_rank": 2, "targets": BOTH}},
-    "lokr": {"module": "networks.lokr.LoKr", "args": {"rank": 2, "conv_rank": 2, "targets": BOTH}},
-    "dora": {"module": "networks.lora.LoRA", "args": {"rank": 2, "conv_rank": 2, "dora": "input"}},
+VARIANTS: dict[str, dict] = {
+    **NETWORKS,
     "dora_output": {"module": "networks.loha.LoHa", "args": {"rank": 2, "dora": "output"}},
     "options": {
         "module": "networks.lora.LoRA",
         "args": {
             **{"rank": 2, "conv_rank": 2, "blocks": {"unet.up_blocks": {"rank": 4, "alpha": 2}}},
-            **{"rank_stabilized": True, "lora_plus_ratio": 4, "max_norm": 1, "targets": BOTH},
+            **{"rank_stabilized": True, "lora_plus_ratio": 4, "max_norm": 1},
             **{"dropout": 0.1, "rank_dropout": 0.1},  # a dropped module would get zeros
+            "targets": ["unet", "text_encoders"],
         },
     },
-    "controlnet": {"module": "networks.controlnet.ControlNet"},
-    "pfg": {"module": "networks.pfg.PFG", "args": {"input_size": 12, "num_tokens": 2}},
-    "textual_inversion": {
-        "module": "networks.textual_inversion.TextualInversion",
-        "args": {"tokens": {"<thing>": {"init": "cat", "vectors": 2}}},
-    },
-    "hypernetwork": {"module": "networks.hypernetwork.Hypernetwork"},
 }
 OBJECTIVES = {
     "epsilon": {"module": "modules.objectives.Epsilon"},
@@ -74,7 +64,7 @@ def assemble(path: Path) -> Trainer:
 
 COMBINATIONS = [
     pytest.param(name, objective, option, marks=[pytest.mark.slow] if is_rare else [])
-    for name in NETWORKS
+    for name in VARIANTS
     for objective in OBJECTIVES
     for option in OPTIONS
     for is_rare in [objective != "epsilon" and option != "plain"]
@@ -89,7 +79,7 @@ def test_gradients_and_files(write_config, everything, name, objective, option):
     sections |= {"dataset": {"args": args}, "objective": OBJECTIVES[objective]}
     if "prior" in sections:
         sections["prior"]["args"] = args
-    trainer = assemble(write_config("first", networks={name: NETWORKS[name]}, **sections))
+    trainer = assemble(write_config("first", networks={name: VARIANTS[name]}, **sections))
     network = trainer.networks[name]
     perturb(network, scale=0.05)
     for part in next(trainer.step_groups()):
@@ -109,7 +99,7 @@ def test_gradients_and_files(write_config, everything, name, objective, option):
         if path.name.startswith("first") and "-ema" not in path.name
     )
     batch = next(iter(trainer.source.loader)).to(trainer.accelerator.device)
-    section = {**NETWORKS[name], "resume": str(written[0])}
+    section = {**VARIANTS[name], "resume": str(written[0])}
     second = assemble(write_config("second", networks={name: section}, **sections))
     losses = []
     for one in (trainer, second):

@@ -113,6 +113,7 @@ def test_grids_are_drawn_when_due_and_compared_at_the_end(tmp_path):
         batch_size=2,
     )
     run = Run(tmp_path, 0)
+    prepare(sampler, run.model)
     for step, last in ((0, False), (1, False), (2, False), (4, False), (5, True)):
         run.step = step
         sampler.sample_if_due(run, last=last)
@@ -126,6 +127,7 @@ def test_grids_are_drawn_when_due_and_compared_at_the_end(tmp_path):
 def test_without_a_start_there_is_nothing_to_compare(tmp_path):
     sampler = GridSampler(prompts=["a"], width=32, height=32, num_inference_steps=1, at_start=False)
     run = Run(tmp_path, 0)
+    prepare(sampler, run.model)
     sampler.sample_if_due(run, last=False)
     assert not (tmp_path / "samples").exists()
     run.step = 3

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 
+from modules import models
 from modules.batch import collate
 from modules.config import load
 from modules.dataset import LatentDataset
@@ -83,7 +84,7 @@ def test_a_dropped_caption_takes_the_empty_ones_outputs(cached_directory, model_
             for key, value in expected[name].items():
                 assert torch.equal(sample.text[key], value)
     assert seen == {True, False}
-    model = tiny.StableDiffusion.from_pretrained(model_directory, path="", vae=None, weights=True)
+    model = models.load(str(model_directory))
     with torch.no_grad():
         empty = model.encode_text([""])["encoder_hidden_states"][0]
     torch.testing.assert_close(expected[EMPTY]["encoder_hidden_states"], empty, rtol=0, atol=1e-6)
@@ -100,8 +101,14 @@ def test_captions_that_are_not_the_cached_ones_are_encoded_live(cached, caplog):
     assert text(prefix="") == {}
     assert "4 of 4 captions are not the cached ones: image000, image001," in caplog.text
     assert "run preprocess/latent.py --text, with the prefix and prompt of the run" in caplog.text
+    assert set(text(shuffle_caption=True)) == {"encoder_hidden_states"}  # all have one tag
+    (cached / "captions" / "image001.caption").write_text("a, b\nc", encoding="utf-8")
     assert text(shuffle_caption=True) == {}
-    assert "text_cache: has no effect, since shuffle_caption changes" in caplog.text
+    assert (
+        "has no effect, all captions are encoded while training, since several cap" in caplog.text
+    )
+    assert "several captions and shuffle_caption makes them differ" in caplog.text
+    (cached / "captions" / "image001.caption").write_text("a blue dog", encoding="utf-8")
     (cached / "captions" / "image002.caption").write_text("edited", encoding="utf-8")
     assert text() == {}
     assert "1 of 4 captions are not the cached ones: image002; run" in caplog.text

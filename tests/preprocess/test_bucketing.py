@@ -284,3 +284,23 @@ def test_a_caption_of_another_kind_replaces_the_old_one(tmp_path):
     bucketing(directory=source, output=target, **options)
     found = {path.name: path.read_text() for path in (target / "captions").iterdir()}
     assert found == {"a.txt": "new"}
+
+
+def test_buckets_suit_a_family_of_models(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, size in {"square": (64, 64), "wide": (120, 40), "panorama": (160, 32)}.items():
+        Image.new("RGB", size, "red").save(source / f"{name}.png")
+    sizes = {}
+    for family in ("sd1", "sd2", "sdxl"):
+        result = bucketing(directory=source, output=tmp_path / family, family=family)
+        sizes[family] = sorted(result.images_per_bucket)
+    assert sizes == {
+        "sd1": [(512, 512), (640, 384)],
+        "sd2": [(768, 768), (1024, 512)],
+        "sdxl": [(1024, 1024), (1728, 576), (2048, 512)],
+    }
+    result = bucketing(directory=source, output=tmp_path / "own", family="sdxl", max_ratio=2.0)
+    assert sorted(result.images_per_bucket) == [(1024, 1024), (1408, 704)]
+    with pytest.raises(ValueError, match="family: 'sd9' is not one of sd1, sd2, sdxl"):
+        bucketing(directory=source, output=tmp_path / "no", family="sd9")

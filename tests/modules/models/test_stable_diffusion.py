@@ -121,16 +121,6 @@ def test_what_is_no_model_is_named(tmp_path, model_directory):
         models.load("nobody/nothing")
 
 
-def test_an_inpainting_unet_is_refused(tmp_path, model_directory):
-    directory = tmp_path / "inpainting"
-    shutil.copytree(model_directory, directory)
-    path = directory / "unet" / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "in_channels": 9}))
-    with pytest.raises(ValueError, match="an inpainting UNet"):
-        models.load(str(directory), weights=False)
-
-
 def test_patterns_choose_parameters(model_directory):
     model = models.load(str(model_directory), weights=False)
     up = model.parameters_matching(["unet.up_blocks"])

@@ -1,0 +1,73 @@
+"""The captions of a dataset's images: which files hold them, and what is trained on of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from modules.caption_text import CaptionProcessor
+from modules.captions import CaptionFiles, read_captions
+from modules.dataset_files import list_names
+
+
+class CaptionSet:
+    """The captions of images, by their number; `prompt` stands for all of them.
+
+    What is random about one depends on (`seed`, epoch, number) only, not on workers or on a resume.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        names: Sequence[str],
+        *,
+        process: CaptionProcessor,
+        prompt: str | None = None,
+        seed: int = 0,
+    ):
+        self.process = process
+        self.prompt = prompt
+        self._names = names
+        self._seed = seed
+        self._files = None if prompt is not None else CaptionFiles(directory, names)
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of images without a caption file."""
+        return [] if self._files is None else self._files.missing
+
+    def draw(self, number: int, epoch: int) -> str:
+        """The final caption of an image in an epoch."""
+        # The last number keeps these draws apart from others that begin with the same seed.
+        rng = np.random.default_rng([self._seed, epoch, number, 0xCA97])
+        return self.process(self.read(number), rng)
+
+    def whole(self, number: int) -> str:
+        """An image's caption with nothing left to chance."""
+        return self.process.whole(self.read(number))
+
+    def read(self, number: int) -> list[str]:
+        """An image's captions as they stand in its file; an empty one without a file."""
+        if self._files is None:
+            assert self.prompt is not None
+            return [self.prompt]
+        path = self._files.path(number)
+        return [""] if path is None else read_captions(path)
+
+    def summary(self, epoch: int) -> list[str]:
+        """How many there are, and three of an epoch's final ones."""
+        total, lines = len(self._names), []
+        if self.prompt is None:
+            found = f"captions: {total - len(self.missing)} of {total}"
+            lines.append(found + (f"; missing: {list_names(self.missing)}" if self.missing else ""))
+        for number in dict.fromkeys((0, total // 2, total - 1)):
+            caption = self.draw(number, epoch)
+            dropped = "" if caption else " (dropped in this epoch)"
+            lines.append(f"caption of {self._names[number]}: {caption!r}{dropped}")
+        return lines
+
+    def chances(self) -> list[str]:
+        """What makes captions differ from time to time, but for dropping them whole."""
+        return self.process.chances([self.read(number) for number in range(len(self._names))])

@@ -1,0 +1,67 @@
+"""A VAE alone, as what a run trains: neither UNet nor text encoders are loaded beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modules.models.base import DiffusionModel
+from modules.models.pieces import load_vae, save_piece
+
+
+class Autoencoder(DiffusionModel):
+    """The VAE of a model, or one by itself, called `vae` in module paths.
+
+    It has none of the verbs that need a denoiser or text encoders.
+    """
+
+    vae: Any
+
+    def __init__(self, vae: Any, *, path: str = ""):
+        super().__init__(denoiser=None, text_encoders=(), vae=vae, scheduler=None, path=path)
+
+    @classmethod
+    def from_pretrained(cls, path: str, *, weights: bool = True) -> Autoencoder:
+        """Load the VAE of a model, or a VAE's own directory or hub id; else as `load_vae`."""
+        return cls(load_vae(path, weights=weights), path=path)
+
+    def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
+        """Write a VAE's directory, as `AutoencoderKL.from_pretrained` and `model.vae` read it."""
+        save_piece(self.vae, directory, dtype)
+
+    def pieces(self) -> dict[str, Any]:
+        return {"vae": self.vae}
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"vae": self.vae}
+
+    def describe(self) -> str:
+        return "its VAE alone; UNet and text encoders are not loaded"
+
+    def check_dataset(self, dataset: Any) -> None:
+        """Check that a dataset gives pixels that the VAE gives back in the same size.
+
+        Raises:
+            ValueError: it doesn't.
+        """
+        for bucket in dataset.buckets:
+            sample = dataset[bucket[0]]
+            if sample.pixel_values is None:
+                raise ValueError(
+                    f"{sample.name}: has no pixel_values, on which a VAE is trained; write "
+                    "`module: modules.dataset.ImageDataset`"
+                )
+            height, width = sample.pixel_values.shape[1:]
+            if height % self.vae_scale_factor or width % self.vae_scale_factor:
+                raise ValueError(
+                    f"{sample.name}: {width}x{height} pixels are no multiples of "
+                    f"{self.vae_scale_factor}, which this VAE needs; run preprocess/bucketing.py "
+                    "with a step that is one"
+                )
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.config.latent_channels

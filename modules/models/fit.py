@@ -1,0 +1,52 @@
+"""Checks that the pieces of a model are of one model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modules.models.text_encoder import TextEncoder
+
+if TYPE_CHECKING:
+    from modules.models.base import DiffusionModel
+
+
+def check_latents(model: DiffusionModel) -> None:
+    """Check that the UNet takes what the VAE gives.
+
+    Raises:
+        ValueError: their channels differ.
+    """
+    assert model.vae is not None
+    channels, latent = model.latent_channels, model.vae.config.latent_channels
+    if channels != latent:
+        raise ValueError(
+            f"{model.path}: the UNet takes {channels} channels, the VAE gives {latent}; "
+            "check model.vae"
+        )
+
+
+def check_tokenizer(model: DiffusionModel, encoder: TextEncoder) -> None:
+    """Check that a tokenizer and its text encoder have the same vocabulary.
+
+    Raises:
+        ValueError: their sizes differ.
+    """
+    words, tokens = encoder.module.config.vocab_size, len(encoder.tokenizer)
+    if tokens != words:
+        raise ValueError(
+            f"{model.path}: the tokenizer has {tokens} tokens, the text encoder {words}; "
+            "the tokenizer's files are not this model's"
+        )
+
+
+def check_text_width(model: DiffusionModel, width: int) -> None:
+    """Check that the UNet takes tokens of `width`.
+
+    Raises:
+        ValueError: it wants others.
+    """
+    wanted = model.text_width
+    if width != wanted:
+        raise ValueError(
+            f"{model.path}: the text encoder's width is {width}, the UNet wants {wanted}"
+        )

@@ -1,0 +1,109 @@
+"""The space in which a denoiser works: a VAE's latents, or pixels themselves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from modules.batch import Batch, Sample
+
+
+class Space(Protocol):
+    """How images get to the denoiser and back."""
+
+    scale_factor: int  # pixels of one position along a side
+
+    def check(self, sample: Sample) -> None:
+        """Raise ValueError if a dataset's sample has no image that can be encoded."""
+        ...
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Unscaled values of a batch's images, (B, C, h, w)."""
+        ...
+
+    def scale(self, values: Tensor) -> Tensor:
+        """Values in the range that the denoiser works on."""
+        ...
+
+    def decode(self, scaled: Tensor) -> list[Image.Image]:
+        """Pictures of scaled values, (B, C, h, w)."""
+        ...
+
+
+class Latents:
+    """Latents of a VAE, which a dataset may have cached.
+
+    `scaling_factor` brings them to unit variance (Rombach et al. 2022, arXiv:2112.10752, G).
+    """
+
+    def __init__(self, vae: Any):
+        self.vae = vae
+        self.scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.channels = vae.config.latent_channels
+
+    def check(self, sample: Sample) -> None:
+        if sample.latents is None and sample.pixel_values is None:
+            raise ValueError(f"{sample.name}: has neither latents nor pixel_values")
+
+    def encode(self, batch: Batch) -> Tensor:
+        if batch.latents is not None:
+            return batch.latents
+        assert batch.pixel_values is not None, "the dataset gave neither latents nor pixel_values"
+        return self.encode_pixels(batch.pixel_values)
+
+    def encode_pixels(self, pixel_values: Tensor, *, sampled: bool = True) -> Tensor:
+        """A sample of the posterior of pixels (B, 3, H, W) in [-1, 1], or its mean."""
+        with torch.no_grad(), full_precision(pixel_values.device):
+            posterior = self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist
+            return (posterior.sample() if sampled else posterior.mode()).float()
+
+    def scale(self, values: Tensor) -> Tensor:
+        return values * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, scaled: Tensor) -> list[Image.Image]:
+        with full_precision(scaled.device):
+            latents = scaled.to(self.vae.dtype) / self.vae.config.scaling_factor
+            pixels = torch.cat([self.vae.decode(one).sample for one in latents.split(1)])
+        return to_pictures(pixels)
+
+
+class Pixels:
+    """Pixels in [-1, 1], as they are."""
+
+    scale_factor = 1
+
+    def check(self, sample: Sample) -> None:
+        if sample.pixel_values is None:
+            raise ValueError(
+                f"{sample.name}: has no pixel_values, and this model works on pixels; write "
+                "`module: modules.dataset.ImageDataset`"
+            )
+
+    def encode(self, batch: Batch) -> Tensor:
+        assert batch.pixel_values is not None, "the dataset gave no pixel_values"
+        return batch.pixel_values
+
+    def scale(self, values: Tensor) -> Tensor:
+        return values
+
+    def decode(self, scaled: Tensor) -> list[Image.Image]:
+        return to_pictures(scaled)
+
+
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """Pictures of pixels (B, 3, H, W) in [-1, 1]."""
+    pixels = (pixels.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return [Image.fromarray(p.numpy()) for p in pixels.permute(0, 2, 3, 1).cpu()]
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Switch autocast off: the VAE overflows in float16."""
+    with torch.autocast(device.type, enabled=False):
+        yield
