@@ -49,7 +49,8 @@ are those of another seed.
 - **First and second**: hearts of all colours are learned on top of a LoCon that was trained on
   polaroids before; "both at once" asks for polaroids of hearts, which neither has seen.
 
-Times are those of making the data and training, on one core of a shared machine: no benchmark."""
+Times are those of making the data and training, on one core of a machine that others used too, some
+rows at a tenth of its speed: no benchmark."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
