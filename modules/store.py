@@ -145,8 +145,11 @@ class RemoteStore:
     def files_by_name(self, folder: str, suffixes: Sequence[str]) -> dict[str, str]:
         file_system, root = self._open()
         start = f"{root}/{folder}" if folder != "." else root
-        paths = (path[len(start) :].lstrip("/") for path in file_system.find(start))
-        return suffixes_by_name(paths, suffixes)
+        try:
+            found = file_system.find(start)
+        except FileNotFoundError:  # most file systems find nothing in what isn't there
+            return {}
+        return suffixes_by_name((path[len(start) :].lstrip("/") for path in found), suffixes)
 
     def _open(self) -> tuple[Any, str]:
         """Return the file system, opened anew in a worker: its connections don't outlive a fork."""

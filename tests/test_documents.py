@@ -71,12 +71,28 @@ def test_preprocess_commands_parse(name, capsys):
         capsys.readouterr()
 
 
-@pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", "config/README.md"])
+@pytest.mark.parametrize(
+    "name", [*READMES, "CONTRIBUTING.md", "config/README.md", "docs/large_data.md"]
+)
 def test_local_links_lead_somewhere(name):
     path = ROOT / name
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8"))
     for target in targets:
         assert (path.parent / target).exists(), target
+
+
+def test_the_commands_for_large_data_parse():
+    from bench import large_data
+    from preprocess import pack
+
+    scripts = {"preprocess/pack.py": pack, "bench/large_data.py": large_data}
+    found = commands((ROOT / "docs/large_data.md").read_text(encoding="utf-8"))
+    assert {command[1] for command in found} == {*scripts, "main.py"}
+    for _, script, *words in found:
+        if script in scripts:
+            with pytest.raises(SystemExit) as stopped:
+                scripts[script].main([*words, "--help"])
+            assert stopped.value.code == 0
 
 
 def test_both_readmes_show_the_same_commands():
