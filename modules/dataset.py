@@ -13,13 +13,15 @@ from modules.dataset_files import read_array, read_shape
 from modules.dataset_folder import find_dataset_images
 from modules.files import files_by_name
 from modules.images import open_image, read_size, to_tensor
-from modules.prepared_dataset import Grid, PreparedDataset
+from modules.prepared_dataset import PreparedDataset
+from modules.side_inputs import Grid
+from modules.transform import Transform
 
 
 class LatentDataset(PreparedDataset):
     """Cached latents: latents/<name>.npy, which preprocess/latent.py makes."""
 
-    def read_image(self, name: str) -> dict[str, Tensor]:
+    def read_image(self, name: str, transform: Transform) -> dict[str, Tensor]:
         return {"latents": read_array(self.path / _latents_file(name))}  # (C, h, w)
 
     def missing_images(self) -> Iterator[str]:
@@ -40,8 +42,9 @@ class ImageDataset(PreparedDataset):
     The VAE, if the model has one, encodes them while training.
     """
 
-    def read_image(self, name: str) -> dict[str, Tensor]:
-        return {"pixel_values": to_tensor(open_image(self._files[name]))}  # (3, H, W)
+    def read_image(self, name: str, transform: Transform) -> dict[str, Tensor]:
+        pixel_values = to_tensor(open_image(self._files[name]))  # (3, H, W)
+        return {"pixel_values": transform.picture(pixel_values)}
 
     def missing_images(self) -> Iterator[str]:
         missing = [name for name in self.names if name not in self._files]
