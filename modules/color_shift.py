@@ -41,7 +41,7 @@ class ColorShift:
         return image
 
     def _brighten(self, image: Tensor) -> Tensor:
-        return (image * self.brightness).clamp(0, 1) if self.brightness != 1 else image
+        return (image * self.brightness).clamp_(0, 1) if self.brightness != 1 else image
 
     def _contrast(self, image: Tensor) -> Tensor:
         return _blend(image, _grey(image).mean(), self.contrast) if self.contrast != 1 else image
@@ -70,15 +70,16 @@ def turn_hue(image: Tensor, turn: float) -> Tensor:
     sixths += 6 * turn
     result = torch.empty_like(image)
     for channel, start in enumerate((5, 3, 1)):
-        place = torch.remainder(sixths + start, 6)
-        result[channel] = value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
+        place = (sixths + start).remainder_(6)
+        part = torch.minimum(place, 4 - place).clamp_(0, 1)
+        torch.sub(value, part.mul_(chroma), out=result[channel])
     return result
 
 
 def _grey(image: Tensor) -> Tensor:
     red, green, blue = image
-    return _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue  # (H, W)
+    return (_GREY[0] * red).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])  # (H, W)
 
 
 def _blend(image: Tensor, other: Tensor, part: float) -> Tensor:
-    return (part * image + (1 - part) * other).clamp(0, 1)
+    return (part * image).add_(other, alpha=1 - part).clamp_(0, 1)

@@ -43,7 +43,9 @@ class Transform:
     def picture(self, pixel_values: Tensor) -> Tensor:
         """Return pixels (3, H, W) in [-1, 1], colours and all."""
         moved = self._move(pixel_values, "bicubic").clamp(-1, 1)
-        return self.color(moved / 2 + 0.5) * 2 - 1 if self.color.is_any else moved
+        if not self.color.is_any:
+            return moved
+        return self.color(moved.add_(1).div_(2)).mul(2).sub_(1)
 
     def follow(self, values: Tensor) -> Tensor:
         """Return a guide or a mask, (C, h, w), as it lies on the picture now."""
