@@ -62,6 +62,7 @@ MORE = {
 
 def test_their_number():
     assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
+        "augmentation.yaml",
         "captions.yaml",
         "controlnet.yaml",
         "deepfloyd_if.yaml",
