@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modules.buckets import BucketBatchSampler
+from modules.caption_lengths import describe_truncated
 from modules.component_checks import check_components
 from modules.config import Config, to_yaml
 from modules.engine import create_accelerator, prepare_modules, set_attention
@@ -65,6 +66,8 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     parts = load_parts(config, weights=False)
     plan = _make_plan(config, parts, _batch_sampler(config, parts.dataset, rank=0, world_size=1))
     plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
+    if cut := describe_truncated(parts.model, parts.dataset):
+        logger.warning("%s", cut)
     return None
 
 

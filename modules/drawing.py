@@ -39,6 +39,9 @@ def draw_images(
     device = next(model.denoiser.parameters()).device
     scheduler = make_sampling_scheduler(model.scheduler)
     scheduler.set_timesteps(num_inference_steps, device=device)
+    # Where the image of a step is clipped, the noise has to be the one that leads to it (Dhariwal &
+    # Nichol 2021, arXiv:2105.05233, do so too); SD's is not clipped.
+    clips = scheduler.config.thresholding or scheduler.config.clip_sample
     latents = starting_noise(model, seeds, size).to(device) * scheduler.init_noise_sigma
     guided = guidance_scale != 1.0
     batch = guided_batch(prompts, negative_prompt if guided else None, extras or {}, size=size).to(
@@ -61,7 +64,9 @@ def draw_images(
             if guided:
                 negative, positive = prediction.chunk(2)
                 prediction = negative + guidance_scale * (positive - negative)
-            latents = scheduler.step(prediction, timestep, latents).prev_sample
+            latents = scheduler.step(
+                prediction, timestep, latents, use_clipped_model_output=clips
+            ).prev_sample
     return model.decode(latents)
 
 

@@ -192,3 +192,16 @@ def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
 OBJECTIVES: dict[str, type[Diffusion]] = {
     objective.prediction_type: objective for objective in (Epsilon, VPrediction)
 }
+
+
+def objective_of(prediction_type: str, path: str) -> type[Diffusion]:
+    """The objective of a prediction type, which the model at `path` has.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if prediction_type not in OBJECTIVES:
+        raise ValueError(
+            f"{path}: prediction type {prediction_type!r} is not one of {', '.join(OBJECTIVES)}"
+        )
+    return OBJECTIVES[prediction_type]

@@ -72,6 +72,7 @@ def settle_prediction(model: DiffusionModel, batches: Callable[[], Iterable[Batc
         )
     model.use_scheduler(make_scheduler(model.scheduler, better, None))
     model.prediction_source = f"measuring: {told}"
+    logger.info("%s: predicts %s by %s", model.path, better, model.prediction_source)
 
 
 def sample_batches(dataset: Any, *, count: int = 4) -> list[Batch]:

@@ -206,7 +206,9 @@ class PreparedDataset(Dataset[Sample]):
         if self._mask and name in self._mask:
             shape = self._mask.shape(name)
             if shape not in (grid[1:], (1, *grid[1:])):
-                yield self._mask.file(name), f"shape {shape}", "its script"
+                factor = size[0] // grid[2]
+                maker = f"preprocess/create_mask.py --scale_factor {factor}"
+                yield self._mask.file(name), f"shape {shape}", maker
         for extra in self._extras:
             if extra.kind == "image" and (found := extra.size(name)) != size:
                 yield extra.file(name), f"size {found}", "its script"

@@ -9,6 +9,7 @@ from typing import Any
 from modules.component import resolve
 from modules.models import load
 from modules.models.base import DiffusionModel
+from modules.models.prompts import set_prompts
 from modules.parts import build_objective
 from modules.protocols import Objective, VaeObjective
 from modules.sections import Config, ModelConfig, SampleConfig
@@ -49,7 +50,10 @@ def with_sampler(config: Config) -> Config:
 def load_model(section: ModelConfig, *, weights: bool) -> DiffusionModel:
     """Load a whole base model, if need be with another VAE."""
     told = section.prediction_type
-    return load(section.path, vae=section.vae, weights=weights, prediction_type=told)
+    model = load(section.path, vae=section.vae, weights=weights, prediction_type=told)
+    length, skip = section.max_token_length, section.clip_skip
+    set_prompts(model, max_token_length=length, clip_skip=skip)
+    return model
 
 
 def denoising_faults(config: Config) -> list[str]:

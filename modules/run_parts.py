@@ -11,7 +11,6 @@ import torch
 
 from modules.errors import explained
 from modules.models.base import DiffusionModel
-from modules.models.full_file import file_layout
 from modules.optimizer import ParameterGroup
 from modules.parts import (
     build_dataset,
@@ -52,16 +51,16 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
     kind = kind_of(config)
     model = explained("model", partial(kind.load, config.model, weights=weights))
     for name, dataset in datasets.items():
+        explained(name, partial(model.check_dataset, dataset))
         if hasattr(dataset, "check_latent_shapes"):
             sizes = (model.vae_scale_factor, model.latent_channels)
             explained(name, partial(dataset.check_latent_shapes, *sizes))
-        explained(name, partial(model.check_dataset, dataset))
     if weights:
         batches = partial(sample_batches, datasets["dataset"])
         explained("model", partial(settle_prediction, model, batches))
     trained_base = explained("model.trainable", lambda: select_trained(config, model))
     if trained_base and config.save.format == "single_file":
-        explained("save.format", partial(file_layout, model))
+        explained("save.format", model.check_single_file)
     networks = {}
     for name, network in config.networks.items():
         action = partial(build_network, network, datasets, model)

@@ -14,7 +14,6 @@ import torch
 
 from modules.errors import RunError
 from modules.files import replacing
-from modules.models.full_file import save_single_file
 from modules.protocols import Network, Run
 from modules.schedule import Every
 
@@ -93,8 +92,8 @@ class WeightsSaver:
             path = run.directory / f"{run.name}{suffix}{self._base_ending}"
             if self._base_ending:
                 metadata = {**progress(run), "modelspec.title": path.stem}
-                save = partial(save_single_file, run.model, dtype=self._dtype, metadata=metadata)
-                _write_file(path, save)
+                save = partial(run.model.save_single_file, metadata=metadata)
+                _write_file(path, partial(save, dtype=self._dtype))
             else:
                 _write_directory(path, partial(run.model.save_pretrained, dtype=self._dtype))
             written.append(path)

@@ -32,6 +32,10 @@ class ModelConfig:
     """Another VAE: a directory, a file or a hub id."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What a single file predicts; null asks its markers and its kind, and measures an SD2."""
+    max_token_length: Literal[75, 150, 225] = 75
+    """Tokens of a caption that are read: one, two or three chunks of CLIP's length."""
+    clip_skip: Count | None = None
+    """Layer at which text encoders are read, from their end; null is 1, for XL 2."""
     trainable: list[str] = field(default_factory=list)
     """Parts of the base that are trained: module paths as `unet`, `unet.up_blocks`,
     `text_encoders`, `text_encoders.0`; `*` stands for anything. Or of the VAE: `vae.decoder`."""

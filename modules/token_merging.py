@@ -20,9 +20,10 @@ def merge_tokens(unet: Any, ratio: float) -> None:
         ValueError: the UNet has no attention that tokens could be merged in.
     """
     import tomesd
+    from diffusers.models.attention import BasicTransformerBlock
 
     levels = [number for number, kind in enumerate(unet.config.down_block_types) if "Attn" in kind]
-    if not levels:
+    if not levels or not any(isinstance(m, BasicTransformerBlock) for m in unet.modules()):
         raise ValueError("train.tome_ratio: this UNet has no attention in which to merge tokens")
     tomesd.apply_patch(unet, ratio=ratio, max_downsample=2 ** levels[0])
     _settings(unet)["generator"] = _generator(next(unet.parameters()).device)

@@ -20,7 +20,16 @@ _ENCODER = ("vae.encoder", "vae.quant_conv")
 
 def load_autoencoder(section: ModelConfig, *, weights: bool) -> Autoencoder:
     """Load `model.vae`, or the VAE of `model.path`, and nothing else."""
-    return Autoencoder.from_pretrained(section.vae or section.path, weights=weights)
+    for name in ("prediction_type", "max_token_length", "clip_skip"):
+        if getattr(section, name) != getattr(ModelConfig, name):
+            logger.warning("model.%s has no effect where the VAE is trained", name)
+    if section.vae is None:
+        return Autoencoder.from_pretrained(section.path, weights=weights)
+
+    def config() -> dict[str, Any]:
+        return dict(Autoencoder.from_pretrained(section.path, weights=False).vae.config)
+
+    return Autoencoder.from_pretrained(section.vae, weights=weights, config=config)
 
 
 def build_vae_objective(config: Config, model: DiffusionModel) -> Any:

@@ -59,7 +59,8 @@ class ControlNet(Conditioner):
         """Copy the first half of the model's UNet.
 
         Raises:
-            ValueError: the model's latents are not of a size that a guide image can be brought to.
+            ValueError: the model's latents are not of a size that a guide image can be brought to,
+                or its UNet is of a kind that there are no ControlNets for.
         """
         levels = model.vae_scale_factor.bit_length()
         if levels > len(EMBEDDING_CHANNELS):
@@ -68,10 +69,15 @@ class ControlNet(Conditioner):
                 f"at most {2 ** (len(EMBEDDING_CHANNELS) - 1)} times"
             )
         unet = model.denoiser
-        with next(unet.parameters()).device:
-            self.net = ControlNetModel.from_unet(
-                unet, conditioning_embedding_out_channels=EMBEDDING_CHANNELS[:levels]
-            )
+        try:
+            with next(unet.parameters()).device:
+                self.net = ControlNetModel.from_unet(
+                    unet, conditioning_embedding_out_channels=EMBEDDING_CHANNELS[:levels]
+                )
+        except ValueError as error:
+            raise ValueError(
+                f"diffusers has no ControlNet for this model's UNet ({error}); take it out"
+            ) from error
         _narrow(self.net, model.latent_channels)
         self.net.to(torch.float32)
         self._take_over_pooling()

@@ -22,7 +22,8 @@ from networks.perceptron import Activation, Perceptron, Structure, WeightInit
 
 logger = logging.getLogger(__name__)
 
-_KEYS_AND_VALUES = (".to_k", ".to_v")  # in the order of files
+_KEYS = (".to_k", ".add_k_proj")  # the second of the text, where attention has both at once
+_VALUES = (".to_v", ".add_v_proj")
 
 
 class Hypernetwork(Conditioner):
@@ -79,7 +80,7 @@ class Hypernetwork(Conditioner):
             ValueError: the model has no such layers, or none of the sizes.
         """
         layers = model.adapter_layers(["unet"], conv=False)
-        self._targets = {p: each for p, each in layers.items() if p.endswith(_KEYS_AND_VALUES)}
+        self._targets = {p: each for p, each in layers.items() if p.endswith(_KEYS + _VALUES)}
         there = self._sizes_there()
         if not there:
             raise ValueError("the model's attention has no to_k and to_v that it could change")
@@ -171,8 +172,8 @@ class Hypernetwork(Conditioner):
         self.pairs = nn.ModuleDict(
             {
                 str(size): nn.ModuleList(
-                    Perceptron(size, self.structure, dropout=self.dropout) for _ in _KEYS_AND_VALUES
-                )
+                    Perceptron(size, self.structure, dropout=self.dropout) for _ in range(2)
+                )  # keys, values
                 for size in sizes
             }
         )
@@ -181,7 +182,7 @@ class Hypernetwork(Conditioner):
         for path, layer in self._targets.items():
             if str(layer.in_features) in self.pairs:
                 pair = cast(nn.ModuleList, self.pairs[str(layer.in_features)])
-                perceptron = pair[0 if path.endswith(_KEYS_AND_VALUES[0]) else 1]
+                perceptron = pair[0 if path.endswith(_KEYS) else 1]
                 self._hooks.append(layer.register_forward_pre_hook(self._hook(perceptron)))
 
     def _hook(self, perceptron: nn.Module) -> Callable[[nn.Module, tuple], tuple]:

@@ -184,11 +184,11 @@ class TextualInversion(Conditioner):
             for token, count in self._counts.items():
                 encoder.add_token(token, count)
             take_out, put_in = self._make_hooks(number, encoder)
-            embedding = encoder.module.get_input_embeddings()
-            self._hooks += [
-                encoder.module.register_forward_pre_hook(take_out, with_kwargs=True),
-                embedding.register_forward_hook(put_in),
-            ]
+            self._hooks.append(encoder.module.register_forward_pre_hook(take_out, with_kwargs=True))
+            matrix = encoder.module.get_input_embeddings().weight
+            for layer in encoder.module.modules():  # T5 has two with one matrix, and calls one
+                if isinstance(layer, nn.Embedding) and layer.weight is matrix:
+                    self._hooks.append(layer.register_forward_hook(put_in))
 
     def _make_hooks(self, number: int, encoder: Any) -> tuple[Callable, Callable]:
         """One hook for the encoder and one for its embedding layer.

@@ -132,7 +132,10 @@ def _encode(
         writer.shutdown()
 
 
-_CAPTION_OPTIONS = ("prefix", "suffix", "prompt", "trigger_word")
+_CAPTION_OPTIONS = (
+    *("prefix", "suffix", "prompt", "trigger_word"),
+    *("max_token_length", "clip_skip"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suffix", help="with --text: stands behind every caption")
     parser.add_argument("--prompt", help="with --text: stands for every caption")
     parser.add_argument("--trigger_word", help="with --text: is put into every caption")
+    for option in ("--max_token_length", "--clip_skip"):
+        parser.add_argument(option, type=int, help="with --text: as in the run's model section")
     arguments = vars(parser.parse_args(argv))
     captions = {key: arguments.pop(key) for key in _CAPTION_OPTIONS}
     if not arguments["text"]:
@@ -167,7 +172,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Mapping[str, Any], captions: Mapping[str, Any] | None) -> tuple[str, list[str]]:
-    """Encode captions, which is quick, and images; return a summary and the failures."""
+    """Encode captions, which is quick, and images; return a summary and the failures.
+
+    Captions alone, if the model works on pixels.
+    """
+    from preprocess.vae_encoder import NoVAE
+
     results = {}
     if captions is not None:
         from preprocess.text_cache import cache_text
@@ -177,7 +187,11 @@ def _run(arguments: Mapping[str, Any], captions: Mapping[str, Any] | None) -> tu
             **{key: arguments[key] for key in keys},
             **captions,
         )
-    results["latents"] = latent(**arguments)
+    try:
+        results["latents"] = latent(**arguments)
+    except NoVAE:
+        if not results:
+            raise
     lines = [
         f"{arguments['directory']}: {kind}: {r.done} encoded, {r.skipped} kept, "
         f"{len(r.failed)} failed"

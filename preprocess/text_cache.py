@@ -40,6 +40,8 @@ def cache_text(
     suffix: str = "",
     prompt: str | None = None,
     trigger_word: str = "",
+    max_token_length: int = 75,
+    clip_skip: int | None = None,
     batch_size: int = 16,
     dtype: str = "fp32",
     device: str | None = None,
@@ -47,12 +49,14 @@ def cache_text(
     """Encode the final captions of the images of `directory`, and the empty caption.
 
     A final caption is `prefix`, the image's own or `prompt`, and `suffix`, with `trigger_word` in
-    it, as the arguments of the run's dataset say. An image without a caption counts as empty.
+    it, as the arguments of the run's dataset say; `max_token_length` and `clip_skip` are those of
+    its model. An image without a caption counts as empty.
 
     Raises:
         ValueError: an argument is wrong, or there is no dataset or no model.
     """
     from modules.models import load
+    from modules.models.prompts import set_prompts
     from preprocess.device import choose_device, choose_dtype
 
     if batch_size < 1:
@@ -62,6 +66,7 @@ def cache_text(
     captions, failed = _final_captions(source, process, prompt=prompt)
     place, precision = choose_device(device), choose_dtype(dtype)
     encoder = load(model, weights=TEXT_PIECES)
+    set_prompts(encoder, max_token_length=max_token_length, clip_skip=clip_skip)
     cache = TextCache(Path(output) if output is not None else source / "text")
     key = {"text": encoder.text_fingerprint(), "dtype": dtype}
     _remove_outdated(cache, captions, key)

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from modules.models.fingerprint import hash_weights
-from modules.models.pieces import load_vae
+from modules.models.pieces import has_vae, load_vae
 from preprocess.device import DTYPES, choose_device, choose_dtype
 
 logger = logging.getLogger(__name__)
+
+
+class NoVAE(ValueError):
+    """A model that works on pixels, and so has nothing to encode images with."""
 
 
 class VAEEncoder:
@@ -80,8 +84,14 @@ def load_encoder(path: str, *, device: str | None, dtype: str) -> VAEEncoder:
     """Load the VAE of `path` onto a device, by default the accelerator if there is one.
 
     Raises:
+        NoVAE: `path` is a model that works on pixels.
         ValueError: there is no such VAE, device or dtype.
     """
     choose_dtype(dtype)
+    if not has_vae(path):
+        raise NoVAE(
+            f"{path}: works on pixels and has no VAE, so there are no latents to make; train with "
+            "`module: modules.dataset.ImageDataset`"
+        )
     place = choose_device(device)
     return VAEEncoder(load_vae(path), device=place, dtype=dtype)

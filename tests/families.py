@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import tiny
+import tiny_if
 import tiny_inpaint
 
 IMAGES = "modules.dataset.ImageDataset"
@@ -20,6 +21,8 @@ class Family:
     make: Callable[..., Any]
     dataset: str = "modules.dataset.LatentDataset"
     refuses: Mapping[str, str] = field(default_factory=dict)  # network -> message
+    learns_noise: bool = True
+    """Whether a tiny one can learn four pictures of noise; 3,072 pixels each are too many."""
 
 
 FAMILIES = {
@@ -28,6 +31,12 @@ FAMILIES = {
     "sdxl": Family(make=tiny.make_sdxl),
     "sd1_inpainting": Family(make=tiny_inpaint.make_sd, dataset=IMAGES),
     "sdxl_inpainting": Family(make=tiny_inpaint.make_sdxl, dataset=IMAGES),
+    "if": Family(
+        make=tiny_if.make_if,
+        dataset=IMAGES,
+        refuses={"controlnet": "diffusers has no ControlNet for this model's UNet"},
+        learns_noise=False,  # its own test has plain pictures
+    ),
 }
 
 BOTH = ["unet", "text_encoders"]

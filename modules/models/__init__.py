@@ -18,6 +18,7 @@ FAMILIES = {
     "StableDiffusionInpaintPipeline": "modules.models.stable_diffusion.StableDiffusion",
     "StableDiffusionXLPipeline": "modules.models.stable_diffusion_xl.StableDiffusionXL",
     "StableDiffusionXLInpaintPipeline": "modules.models.stable_diffusion_xl.StableDiffusionXL",
+    "IFPipeline": "modules.models.deepfloyd_if.DeepFloydIF",
 }
 """`_class_name` of model_index.json -> the family's class."""
 
@@ -28,6 +29,11 @@ _RELATED = {
     "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionXLControlNetPipeline": "StableDiffusionXLPipeline",
     "StableDiffusionXLControlNetInpaintPipeline": "StableDiffusionXLInpaintPipeline",
+    "IFImg2ImgPipeline": "IFPipeline",
+    "IFInpaintingPipeline": "IFPipeline",
+    "IFSuperResolutionPipeline": "IFPipeline",
+    "IFImg2ImgSuperResolutionPipeline": "IFPipeline",
+    "IFInpaintingSuperResolutionPipeline": "IFPipeline",
 }
 
 

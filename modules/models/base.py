@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from modules.batch import Batch, DenoiserInputs
 from modules.models import layers
 from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
+from modules.models.fit import check_image_size
 from modules.models.folder import save_folder
+from modules.models.full_file import file_layout, save_single_file
 from modules.models.inpainting import find_side_channels
 from modules.models.patterns import matches
 from modules.models.portable import classic_name
 from modules.models.spaces import Latents, Pixels, Space
 from modules.models.text_encoder import TextEncoder
-from modules.objectives import OBJECTIVES, Diffusion
+from modules.objectives import Diffusion, objective_of
 
 
 class DiffusionModel:
@@ -46,6 +48,7 @@ class DiffusionModel:
     component_prefixes: ClassVar[Mapping[str, str]]
     """Component -> its prefix in adapter files: "unet" -> "lora_unet"."""
 
+    clip_skip: int = 1  # hidden states of the text encoders that are read, from the last one
     text_needs_gradients: bool = True
     changed: frozenset[str] = frozenset()  # components that a network was merged into
     scheduler_changes: Mapping[str, Any] = MappingProxyType({})  # since the checkpoint was loaded
@@ -95,6 +98,16 @@ class DiffusionModel:
         """Write the pieces as a diffusers directory."""
         save_folder(self, directory, dtype=dtype)
 
+    def check_single_file(self) -> None:
+        """Raise ValueError if there is no single file for models of this kind."""
+        file_layout(self)
+
+    def save_single_file(
+        self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]
+    ) -> None:
+        """Write the pieces as one .safetensors in the original layout."""
+        save_single_file(self, path, dtype=dtype, metadata=metadata)
+
     def pieces(self) -> dict[str, Any]:
         """Everything that a checkpoint has a folder for, but the scheduler, by its name there."""
         found: dict[str, Any] = {"unet": self.denoiser}
@@ -106,18 +119,16 @@ class DiffusionModel:
 
     def as_trained(self, name: str) -> Any:
         """A piece as it should be saved: read again from the checkpoint if it was not changed."""
-        piece = self.pieces()[name]
-        components = self.components()
-        changed = any(parameter.requires_grad for parameter in piece.parameters()) or any(
+        if self.is_changed(name) or name not in self._originals:
+            return self.pieces()[name]
+        return self._originals[name]()
+
+    def is_changed(self, name: str) -> bool:
+        """Whether a piece is trained, or a network was merged into it."""
+        piece, components = self.pieces()[name], self.components()
+        return any(parameter.requires_grad for parameter in piece.parameters()) or any(
             components[component] is piece for component in self.changed
         )
-        return piece if changed or name not in self._originals else self._originals[name]()
-
-    def pipeline_settings(self) -> dict[str, Any]:
-        """Switches of the checkpoint's pipeline, and what it doesn't have."""
-        index = self.checkpoint.index if self.checkpoint else {}
-        switches = {k: v for k, v in index.items() if isinstance(v, bool)}
-        return {**switches, **self.absent}
 
     def scheduler_config(self) -> dict[str, Any]:
         """The checkpoint's scheduler, with what training changed of it."""
@@ -202,17 +213,12 @@ class DiffusionModel:
 
     def default_objective(self) -> type[Diffusion]:
         """The objective that the checkpoint was trained with."""
-        prediction_type = self.scheduler.config.prediction_type
-        if prediction_type not in OBJECTIVES:
-            raise ValueError(
-                f"{self.path}: prediction type {prediction_type!r} is not one of "
-                f"{', '.join(OBJECTIVES)}"
-            )
-        return OBJECTIVES[prediction_type]
+        return objective_of(self.scheduler.config.prediction_type, self.path)
 
     def text_fingerprint(self) -> str:
         """A hash of all that `encode_text` depends on beside the captions."""
-        parts = [type(self).__name__, *(encoder.fingerprint() for encoder in self.text_encoders)]
+        parts = [type(self).__name__, str(self.clip_skip)]
+        parts += [encoder.fingerprint() for encoder in self.text_encoders]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     # -- shapes -----------------------------------------------------------------------------
@@ -250,12 +256,7 @@ class DiffusionModel:
         """
         native = self.denoiser.config.sample_size * self.vae_scale_factor
         size = (native if width is None else width, native if height is None else height)
-        for name, side in zip(("width", "height"), size, strict=True):
-            if side < 1 or side % self.size_multiple:
-                raise ValueError(
-                    f"{name}: {side} is no multiple of {self.size_multiple}, which this model's "
-                    "images must be"
-                )
+        check_image_size(size, self.size_multiple)
         return size
 
     # -- finding modules --------------------------------------------------------------------

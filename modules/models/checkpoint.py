@@ -101,13 +101,15 @@ def piece_loaders(
     """What loads each piece of a family, called with `weights`; `vae` is another one's path.
 
     Raises:
-        ValueError: pieces are missing.
+        ValueError: pieces are missing, or there is no VAE that could be replaced.
     """
+    if vae is not None and "vae" not in classes:
+        raise ValueError(f"{checkpoint.path}: works on pixels and has no VAE; take vae ({vae}) out")
     config = partial(checkpoint.config, "vae")
     replaced = {"vae": partial(load_vae, vae, config=config)} if vae is not None else {}
     checkpoint.check([*(name for name in classes if name not in replaced), "scheduler"])
     own = {name: partial(_load, checkpoint, name, kind) for name, kind in classes.items()}
-    return {**own, **{name: load for name, load in replaced.items() if name in own}}
+    return {**own, **replaced}
 
 
 def _load(checkpoint: Checkpoint, name: str, kind: Any, *, weights: bool = True) -> Any:

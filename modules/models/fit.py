@@ -25,14 +25,16 @@ def check_latents(model: DiffusionModel) -> None:
         )
 
 
-def check_tokenizer(model: DiffusionModel, encoder: TextEncoder) -> None:
+def check_tokenizer(model: DiffusionModel, encoder: TextEncoder, *, multiple: int = 1) -> None:
     """Check that a tokenizer and its text encoder have the same vocabulary.
+
+    The encoder's may have been filled up to a `multiple`.
 
     Raises:
         ValueError: their sizes differ.
     """
     words, tokens = encoder.module.config.vocab_size, len(encoder.tokenizer)
-    if tokens != words:
+    if -(-tokens // multiple) * multiple != words:
         raise ValueError(
             f"{model.path}: the tokenizer has {tokens} tokens, the text encoder {words}; "
             "the tokenizer's files are not this model's"
@@ -50,3 +52,16 @@ def check_text_width(model: DiffusionModel, width: int) -> None:
         raise ValueError(
             f"{model.path}: the text encoder's width is {width}, the UNet wants {wanted}"
         )
+
+
+def check_image_size(size: tuple[int, int], multiple: int) -> None:
+    """Check width and height of images to draw.
+
+    Raises:
+        ValueError: a side is no multiple of `multiple`.
+    """
+    for name, side in zip(("width", "height"), size, strict=True):
+        if side < 1 or side % multiple:
+            raise ValueError(
+                f"{name}: {side} is no multiple of {multiple}, which this model's images must be"
+            )

@@ -34,8 +34,10 @@ def save_folder(model: DiffusionModel, directory: Path, *, dtype: torch.dtype) -
 
 
 def _index(model: DiffusionModel, scheduler: dict[str, Any]) -> dict[str, Any]:
+    original = model.checkpoint.index if model.checkpoint else {}  # its switches are kept
     index = {
-        **model.pipeline_settings(),
+        **{key: value for key, value in original.items() if isinstance(value, bool)},
+        **model.absent,
         "_class_name": model.pipeline,
         "_diffusers_version": __version__,  # its inpainting pipeline does not load without
         "scheduler": ["diffusers", scheduler.get("_class_name", "DDPMScheduler")],

@@ -36,10 +36,10 @@ def save_single_file(
     """
     from safetensors.torch import save_file
 
-    layout, scheduler = file_layout(model), model.scheduler_config()
+    layout = file_layout(model)
     tensors = file_tensors(model, dtype=dtype)
     described = {**_describe(model, layout, path.stem), **metadata, "format": "pt"}
-    configs = unpublished_configs(model.pieces(), scheduler, layout)
+    configs = unpublished_configs(model.pieces(), model.scheduler_config(), layout)
     if configs:
         described[CONFIGS_KEY] = json.dumps(configs, ensure_ascii=False)
     save_file(tensors, path, metadata=described)
@@ -68,8 +68,7 @@ def file_layout(model: DiffusionModel) -> Layout:
     """
     config = getattr(model.denoiser, "config", None)
     linear = getattr(config, "use_linear_projection", False)
-    kind = getattr(model, "pipeline", type(model).__name__)
-    return layout_of(kind, linear_projection=linear)
+    return layout_of(model.pipeline, linear_projection=linear)
 
 
 def _piece_tensors(

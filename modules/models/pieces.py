@@ -28,7 +28,7 @@ def find_directory(path: str, *, weights: bool = True) -> Path:
 
     try:
         if not weights:
-            return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt"]))
+            return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.model"]))
         from diffusers import DiffusionPipeline
 
         return Path(DiffusionPipeline.download(path))
@@ -64,7 +64,10 @@ def check_pieces(directory: Path, names: Sequence[str]) -> None:
     Raises:
         ValueError: lists what is missing.
     """
-    files = {"tokenizer": ("tokenizer.json", "vocab.json"), "scheduler": ("scheduler_config.json",)}
+    files = {
+        "tokenizer": ("tokenizer.json", "vocab.json", "spiece.model"),
+        "scheduler": ("scheduler_config.json",),
+    }
     missing = []
     for name in names:
         wanted = files.get(name.partition("_")[0], ("config.json",))
@@ -136,6 +139,21 @@ def load_vae(
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
     raise ValueError(f"{path}: the VAE can't be loaded ({reason})")
+
+
+def has_vae(path: str) -> bool:
+    """Whether a path may have a VAE: it is no whole model whose index lists none."""
+    for directory in (Path(path), _ROOT / path):
+        if directory.exists():
+            is_alone = not (directory / "model_index.json").is_file()
+            own = (directory / "vae").is_dir()
+            return is_alone or own or "vae" in read_index(directory, path)
+    from diffusers import DiffusionPipeline
+
+    try:
+        return "vae" in DiffusionPipeline.load_config(path)
+    except (OSError, ValueError):  # a VAE alone, or nothing: `load_vae` says which
+        return True
 
 
 def save_piece(piece: Any, folder: Path, dtype: torch.dtype) -> None:

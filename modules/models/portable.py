@@ -7,6 +7,7 @@ readers before it would silently take random weights, or crash on the missing vo
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import CLIPTextModel
 
 
 def save_text_encoder(encoder: Any, directory: Path, dtype: torch.dtype) -> None:
-    """Write a CLIP text encoder with the field's tensor names."""
+    """Write a text encoder with the field's tensor names; of shared weights the first alone."""
     directory.mkdir(parents=True, exist_ok=True)
     config = encoder.config.to_dict()
     config["architectures"] = [type(encoder).__name__]
@@ -27,8 +28,7 @@ def save_text_encoder(encoder: Any, directory: Path, dtype: torch.dtype) -> None
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
     tensors = {
         classic_name(encoder, key): value.detach().to("cpu", dtype).contiguous()
-        for key, value in encoder.state_dict().items()
-        if value.is_floating_point()
+        for key, value in encoder.named_parameters()
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
@@ -40,10 +40,18 @@ def classic_name(encoder: nn.Module, path: str) -> str:
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:
-    """Write a BPE tokenizer with the vocab.json and merges.txt of slow tokenizers beside it."""
+    """Write a tokenizer, with the files that slow tokenizers read beside it.
+
+    Those of BPE are vocab.json and merges.txt, of SentencePiece its model, where there is one.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(directory)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if model["type"] != "BPE":
+        source = Path(getattr(tokenizer, "vocab_file", None) or "")
+        if source.is_file() and source.suffix == ".model":
+            shutil.copyfile(source, directory / source.name)
+        return
     vocabulary = json.dumps(model["vocab"], ensure_ascii=False)
     (directory / "vocab.json").write_text(vocabulary, encoding="utf-8")
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]

@@ -11,6 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from modules.models.base import DiffusionModel
 from modules.models.fit import check_latents, check_text_width, check_tokenizer
+from modules.models.prompts import read_states, skipped_layers
 from modules.models.text_encoder import TextEncoder
 
 
@@ -53,8 +54,13 @@ class StableDiffusion(DiffusionModel):
         check_text_width(self, text_encoder.config.hidden_size)
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        encoder = self.text_encoders[0]
-        return {"encoder_hidden_states": encoder.module(encoder.ids(captions)).last_hidden_state}
+        states, _ = read_states(
+            self.text_encoders[0], captions, skip=self.clip_skip, is_normed=True
+        )
+        return {"encoder_hidden_states": states}
+
+    def idle_paths(self) -> Sequence[str]:
+        return skipped_layers(self, 0)
 
     def base_version(self) -> dict[str, str]:
         second = self.denoiser.config.cross_attention_dim == 1024

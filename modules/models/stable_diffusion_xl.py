@@ -18,6 +18,7 @@ from modules.batch import Batch
 from modules.models.base import DiffusionModel
 from modules.models.compvis import unet_module_name
 from modules.models.fit import check_latents, check_text_width, check_tokenizer
+from modules.models.prompts import read_states, skipped_layers
 from modules.models.text_encoder import TextEncoder
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class StableDiffusionXL(DiffusionModel):
         "text_encoders.1": "lora_te2",
     }
 
+    clip_skip = 2
+
     def __init__(
         self,
         *,
@@ -67,15 +70,17 @@ class StableDiffusionXL(DiffusionModel):
         check_text_width(self, sum(encoder.module.config.hidden_size for encoder in encoders))
 
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """The last but one hidden states of both, side by side, and the second's pooled output."""
-        outputs = [
-            encoder.module(encoder.ids(captions), output_hidden_states=True)
-            for encoder in self.text_encoders
-        ]
-        states = [output.hidden_states[-2] for output in outputs]  # (B, 77, 768), (B, 77, 1280)
+        """Hidden states of both, side by side, and the pooled output of the second's first chunk.
+
+        The states are the last but one, without the encoders' last normalisation.
+        """
+        first, second = self.text_encoders
+        skip = self.clip_skip
+        small, _ = read_states(first, captions, skip=skip, is_normed=False)  # (B, 77, 768)
+        large, output = read_states(second, captions, skip=skip, is_normed=False)  # (B, 77, 1280)
         return {
-            "encoder_hidden_states": torch.cat(states, dim=-1),
-            "pooled_prompt_embeds": outputs[1].text_embeds,  # (B, 1280)
+            "encoder_hidden_states": torch.cat([small, large], dim=-1),
+            "pooled_prompt_embeds": output.text_embeds[:: second.chunks],  # (B, 1280)
         }
 
     def encode_prompts(self, batch: Batch) -> dict[str, Any]:
@@ -109,12 +114,8 @@ class StableDiffusionXL(DiffusionModel):
             )
 
     def idle_paths(self) -> Sequence[str]:
-        """The first text encoder's last layer: the states before it are used."""
-        last = self.text_encoders[0].module.config.num_hidden_layers - 1
-        return (
-            f"text_encoders.0.encoder.layers.{last}",
-            "text_encoders.0.final_layer_norm",
-        )
+        """Layers of the first text encoder behind those that are read; the second's are pooled."""
+        return [*skipped_layers(self, 0), "text_encoders.0.final_layer_norm"]
 
     def classic_path(self, component: str, path: str) -> str:
         if component != "unet":

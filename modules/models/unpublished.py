@@ -25,7 +25,7 @@ def unpublished_configs(
     pieces: Mapping[str, Any], scheduler: Mapping[str, Any], layout: Layout
 ) -> dict[str, dict[str, Any]]:
     """The differences by piece; those that have none are left out."""
-    given = {"scheduler": {key: scheduler.get(key) for key in _SCHEDULE}}
+    given = {"scheduler": {key: scheduler[key] for key in _SCHEDULE if key in scheduler}}
     usual: dict[str, Mapping[str, Any]] = {"scheduler": _defaults(DDPMScheduler)}
     for name, piece in pieces.items():
         if name.startswith("tokenizer"):

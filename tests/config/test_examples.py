@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_if
 import tiny_inpaint
 import torch
 from probes import perturb
@@ -27,7 +28,11 @@ WRITTEN = {
 }
 
 
-MAKERS = {"inpainting": tiny_inpaint.make_sd, "sdxl_lora": tiny.make_sdxl}
+MAKERS = {
+    "deepfloyd_if": tiny_if.make_if,
+    "inpainting": tiny_inpaint.make_sd,
+    "sdxl_lora": tiny.make_sdxl,
+}
 """What makes the model of an example that isn't for Stable Diffusion 1."""
 
 
@@ -57,7 +62,9 @@ MORE = {
 
 def test_their_number():
     assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
+        "captions.yaml",
         "controlnet.yaml",
+        "deepfloyd_if.yaml",
         "dora.yaml",
         "dreambooth.yaml",
         "ema.yaml",

@@ -368,7 +368,7 @@ def test_a_file_that_breaks_during_a_run_is_one_line(write_guided, tmp_path):
 def test_weights_of_a_mask_go_from_0_to_1(write_config, tmp_path):
     directory = masked_dataset(tmp_path / "data")
     np.savez(directory / "mask" / "image000.npz", np.full((8, 8), 255, dtype=np.uint8))
-    with pytest.raises(RunError, match=r"mask/image000\.npz: has weights from 255 to 255"):
+    with pytest.raises(ConfigError, match=r"^dataset: mask/image000\.npz: has weights from 255 to"):
         loss_of_masked(write_config, directory)
 
 

@@ -189,7 +189,8 @@ def test_shapes_that_do_not_fit_are_listed(directory):
         f"  latents/a.npy: shape (4, 6, 5) is not bucket (16, 24); {latent} {again}",
         f"  control/a.png: size (24, 16) is not bucket (16, 24); run its script {again}",
         f"  control/sub/b.png: size (24, 16) is not bucket (16, 24); run its script {again}",
-        f"  mask/c.npz: shape (6, 4) is not bucket (24, 16); run its script {again}",
+        f"  mask/c.npz: shape (6, 4) is not bucket (24, 16); run preprocess/create_mask.py "
+        f"--scale_factor 4 {again}",
     ]
     with pytest.raises(ValueError, match=r"latents/c\.npy: shape \(4, 4, 6\)"):
         dataset.check_latent_shapes(8, 4)

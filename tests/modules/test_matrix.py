@@ -107,3 +107,31 @@ def test_gradients_and_files(write_config, everything, name, objective, option):
         with torch.no_grad():
             losses.append(one._loss(batch).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory) -> Path:
+    return tiny.save_sd(tmp_path_factory.mktemp("sdxl") / "model", make=tiny.make_sdxl)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_with_several_networks_for_sdxl(write_config, everything, sdxl, option):
+    sections = {key: dict(value) for key, value in OPTIONS[option].items()}
+    args = {"path": str(everything), "extras": {"control": "image", "pfg": "npz"}}
+    if "prior" in sections:
+        sections["prior"]["args"] = dict(args)
+    args |= sections.pop("dataset", {})
+    chosen = ("lora", "controlnet", "pfg", "textual_inversion", "hypernetwork")
+    sections |= {
+        "model": {"path": str(sdxl)},
+        "dataset": {"args": args},
+        "networks": {name: NETWORKS[name] for name in chosen},
+        "sample": {"num_images": 2, "num_inference_steps": 2},
+    }
+    trainer = assemble(write_config(**sections))
+    before = [p.detach().clone() for group in trainer.groups for p in group.parameters]
+    trainer.train()
+    after = [p for group in trainer.groups for p in group.parameters]
+    assert all(torch.isfinite(parameter).all() for parameter in after)
+    moved = sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert moved > 0.7 * len(after)

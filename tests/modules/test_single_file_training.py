@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_inpaint
 import torch
 from diffusers import StableDiffusionPipeline
+from families import IMAGES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +17,6 @@ import main
 from modules import models
 from modules.models.full_file import save_single_file
 
-TINY_SD = Path(__file__).parents[2] / "assets" / "tiny-sd"
 UNET = "model.diffusion_model."
 
 
@@ -138,70 +139,6 @@ def test_training_for_zero_terminal_snr_writes_both_markers(write_config, tmp_pa
     assert {"v_pred", "ztsnr"} <= saved.keys()
 
 
-@pytest.fixture
-def sd2_file(tmp_path: Path) -> Path:
-    """The trained tiny model with the layout of an SD2, which has no marker."""
-    model = models.load(str(TINY_SD))
-    config = {**model.denoiser.config, "use_linear_projection": True}
-    unet = type(model.denoiser).from_config(config)
-    tensors = {
-        name: tensor[:, :, 0, 0] if name.endswith(("proj_in.weight", "proj_out.weight")) else tensor
-        for name, tensor in model.denoiser.state_dict().items()
-    }
-    unet.load_state_dict(tensors)
-    model.denoiser = unet.requires_grad_(True)  # else it would be read again as it was
-    path = tmp_path / "marked.safetensors"
-    save_single_file(model, path, dtype=torch.float32)
-    with safe_open(path, "pt") as opened:
-        metadata = opened.metadata()
-    kept = {name: tensor for name, tensor in load_file(path).items() if name != "v_pred"}
-    save_file(kept, tmp_path / "sd2.safetensors", metadata=metadata)
-    return tmp_path / "sd2.safetensors"
-
-
-@pytest.fixture
-def shapes(tmp_path: Path) -> Path:
-    from preprocess.bucketing import bucketing
-    from preprocess.draw_shapes import draw_dataset
-    from preprocess.latent import latent
-
-    draw_dataset(output=tmp_path / "pictures", count=6, sizes=["64x64"])
-    bucketing(
-        directory=tmp_path / "pictures",
-        output=tmp_path / "data",
-        resolution=64,
-        step=16,
-        min_length=48,
-        max_length=80,
-    )
-    latent(directory=tmp_path / "data", model=str(TINY_SD))
-    return tmp_path / "data"
-
-
-def test_what_an_sd2_file_predicts_is_measured_and_said(
-    write_config, tmp_path, sd2_file, shapes, capfd
-):
-    config = write_config(
-        model={"path": str(sd2_file), "trainable": ["unet.mid_block"]},
-        dataset={"args": {"path": str(shapes)}},
-        save={"format": "single_file"},
-    )
-    assert main.main([str(config), "--check"]) == 0
-    assert "(StableDiffusion, prediction type to be measured)" in capfd.readouterr().out
-    assert main.main([str(config)]) == 0
-    said = capfd.readouterr().out
-    assert "(StableDiffusion, v_prediction by measuring: loss 0." in said
-    saved = load_file(tmp_path / "output" / "run" / "run.safetensors")
-    assert "v_pred" in saved
-    told = write_config(
-        "told",
-        model={"path": str(sd2_file), "prediction_type": "epsilon", "trainable": ["unet"]},
-        dataset={"args": {"path": str(shapes)}},
-    )
-    assert main.main([str(told), "--check"]) == 0
-    assert "(StableDiffusion, epsilon by model.prediction_type)" in capfd.readouterr().out
-
-
 def test_faults_of_a_file_stop_the_run_in_one_line(write_config, tmp_path, single_file, capfd):
     marked = {**load_file(single_file), "v_pred": torch.tensor([])}
     with safe_open(single_file, "pt") as opened:
@@ -213,6 +150,39 @@ def test_faults_of_a_file_stop_the_run_in_one_line(write_config, tmp_path, singl
     assert "model: " in error
     assert "prediction_type says epsilon" in error
     assert "Traceback" not in error
+
+
+def test_an_inpainting_model_is_trained_from_and_to_one_file(
+    write_config, tmp_path, dataset_directory
+):
+    base = tiny.save_sd(tmp_path / "base", make=tiny_inpaint.make_sd)
+    save_single_file(models.load(str(base)), tmp_path / "base.safetensors", dtype=torch.float16)
+    config = write_config(
+        model={"path": str(tmp_path / "base.safetensors"), "trainable": ["unet.conv_in"]},
+        dataset={"module": IMAGES, "args": {"path": str(dataset_directory)}},
+        save={"format": "single_file"},
+    )
+    saved, before = run(config, tmp_path) / "run.safetensors", tmp_path / "base.safetensors"
+    after, before = load_file(saved), load_file(before)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {f"{UNET}input_blocks.0.0.weight", f"{UNET}input_blocks.0.0.bias"}
+    assert models.load(str(saved), weights=False).pipeline == "StableDiffusionInpaintPipeline"
+
+
+def test_a_vae_is_trained_from_a_whole_file_to_one_of_its_own(
+    write_config, tmp_path, single_file, dataset_directory
+):
+    config = write_config(
+        model={"path": str(single_file), "trainable": ["vae.decoder"]},
+        dataset={"module": IMAGES, "args": {"path": str(dataset_directory)}},
+        objective={"module": "modules.reconstruction.Reconstruction"},
+        save={"format": "single_file", "dtype": "fp32"},
+    )
+    file = run(config, tmp_path) / "run.safetensors"
+    model = models.load(str(single_file), vae=str(file))
+    own, trained = models.load(str(single_file)).vae, model.vae
+    assert equal(own.encoder.state_dict(), trained.encoder.state_dict())
+    assert not equal(own.decoder.state_dict(), trained.decoder.state_dict())
 
 
 def test_a_format_without_a_trained_base_is_idle(write_config, caplog):

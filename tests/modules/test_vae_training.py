@@ -124,6 +124,26 @@ def test_diffusers_pipelines_and_our_model_vae_load_it(vae_config, write_config,
     assert other.model.path == str(saved)
 
 
+def test_one_file_is_read_by_diffusers_and_by_our_model_vae(vae_config, model_directory):
+    path = vae_config(save={"format": "single_file"}, sample={"num_images": 1})
+    trainer = train(path)
+    file = trainer.directory / "run.safetensors"
+    stored = load_file(file)
+    trained = tensors(trainer.model.vae)
+    assert torch.equal(stored["decoder.conv_out.bias"], trained["decoder.conv_out.bias"])
+    assert "decoder.up.2.block.0.conv1.weight" in stored  # the original layout, counted from below
+    config = str(model_directory / "vae")
+    vae = AutoencoderKL.from_single_file(str(file), config=config, local_files_only=True)
+    assert all(torch.equal(trained[key], value) for key, value in tensors(vae).items())
+    ours = models.load(str(model_directory), vae=str(file))
+    assert all(torch.equal(trained[key], value) for key, value in tensors(ours.vae).items())
+    assert ours.vae.config.scaling_factor == 0.5
+    again = Trainer.from_config(load(path, f"model.vae={file}", "save.name=again"))
+    found = tensors(again.model.vae)
+    assert all(torch.equal(trained[key], value) for key, value in found.items())
+    assert again.model.vae.config.scaling_factor == 0.5
+
+
 @pytest.mark.parametrize(
     ("key", "reason"),
     [("kl", ": the encoder is not trained"), ("perceptual_weight", " without perceptual")],
@@ -371,6 +391,19 @@ def test_settings_of_drawn_images_are_named(vae_config):
     ]
 
 
+def test_settings_of_other_parts_of_the_model_are_named(vae_config, capfd):
+    from modules.console import set_up_logging
+
+    set_up_logging()
+    path = vae_config(model={"trainable": DECODER, "clip_skip": 2, "prediction_type": "epsilon"})
+    Trainer.from_config(load(path), check=True)
+    lines = [line for line in capfd.readouterr().out.splitlines() if "warning" in line]
+    assert lines == [
+        "warning: model.prediction_type has no effect where the VAE is trained",
+        "warning: model.clip_skip has no effect where the VAE is trained",
+    ]
+
+
 def test_the_plan_is_shown_and_nothing_is_trained(vae_config, caplog, monkeypatch, tmp_path):
     import logging
 
@@ -379,6 +412,7 @@ def test_the_plan_is_shown_and_nothing_is_trained(vae_config, caplog, monkeypatc
         assert Trainer.from_config(load(vae_config(sample={})), check=True) is None
     assert "its VAE alone; UNet and text encoders are not loaded" in caplog.text
     assert "trained    vae: " in caplog.text
+    assert "dropped in this epoch" not in caplog.text  # there is no caption to drop
     assert f"{tmp_path / 'output' / 'run'}: run/" in caplog.text
     assert not (tmp_path / "output").exists()
 

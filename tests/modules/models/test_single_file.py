@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diffusers
 import pytest
 import tiny
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from families import FAMILIES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from single_files import assert_equal, rewrite
@@ -17,11 +18,7 @@ from modules.batch import Batch
 from modules.models.fingerprint import hash_tokenizer
 from modules.models.full_file import save_single_file
 
-KINDS = {
-    "sd1": {},
-    "sd2": {"sd2": True, "prediction_type": "v_prediction"},
-    "sdxl": {"make": tiny.make_sdxl},
-}
+KINDS = ["sd1", "sd2", "sdxl", "sd1_inpainting", "sdxl_inpainting"]
 TEXT = "cond_stage_model.transformer.text_model."
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -29,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("no_network")
 
 @pytest.fixture(params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return tiny.save_sd(tmp_path / request.param, **KINDS[request.param])
+    return tiny.save_sd(tmp_path / request.param, make=FAMILIES[request.param].make)
 
 
 def content(directory: Path) -> dict[str, torch.Tensor]:
@@ -46,8 +43,7 @@ def test_directory_to_file_to_directory_is_bit_identical(folder, tmp_path, dtype
     models.load(str(folder)).save_pretrained(tmp_path / "rounded", dtype=dtype)
     file = tmp_path / "model.safetensors"
     save_single_file(models.load(str(tmp_path / "rounded")), file, dtype=dtype)
-    told = KINDS[folder.name].get("prediction_type")
-    models.load(str(file), prediction_type=told).save_pretrained(tmp_path / "again", dtype=dtype)
+    models.load(str(file)).save_pretrained(tmp_path / "again", dtype=dtype)
     assert_equal(content(tmp_path / "again"), content(tmp_path / "rounded"))
 
 
@@ -65,8 +61,10 @@ def test_a_loaded_file_is_the_model(folder, tmp_path):
     save_single_file(original, tmp_path / "model.safetensors", dtype=torch.float32)
     loaded = models.load(str(tmp_path / "model.safetensors"))
     assert type(loaded) is type(original)
+    assert loaded.pipeline == original.pipeline
     assert loaded.path == str(tmp_path / "model.safetensors")
-    batch = Batch(captions=["a red cat"], latents=torch.randn(1, 4, 8, 8))
+    latents, size = torch.randn(1, 4, 8, 8), torch.tensor([[32, 32]])
+    batch = Batch(captions=["a red cat"], latents=latents, original_size=size)
     with torch.no_grad():
         ours, theirs = loaded.encode_prompts(batch), original.encode_prompts(batch)
     assert torch.equal(ours["encoder_hidden_states"], theirs["encoder_hidden_states"])
@@ -85,11 +83,10 @@ def test_a_loaded_file_is_the_model(folder, tmp_path):
 def test_diffusers_reads_our_file(folder, tmp_path):
     file = tmp_path / "model.safetensors"
     save_single_file(models.load(str(folder)), file, dtype=torch.float32)
-    cls = StableDiffusionXLPipeline if folder.name == "sdxl" else StableDiffusionPipeline
-    pipeline = cls.from_single_file(
+    original = models.load(str(folder))
+    pipeline = getattr(diffusers, original.pipeline).from_single_file(
         str(file), config=str(folder), local_files_only=True, dtype=torch.float32
     )
-    original = models.load(str(folder))
     for name, piece in original.pieces().items():
         if not name.startswith("tokenizer"):
             assert_equal(getattr(pipeline, name).state_dict(), piece.state_dict())

@@ -138,7 +138,7 @@ def test_patterns_choose_parameters(model_directory):
 @pytest.mark.parametrize(
     ("gone", "message"),
     [
-        ("tokenizer", "it has no tokenizer/tokenizer.json or vocab.json"),
+        ("tokenizer", "it has no tokenizer/tokenizer.json or vocab.json or spiece.model"),
         ("text_encoder", "it has no text_encoder/config.json"),
         ("scheduler", "it has no scheduler/scheduler_config.json"),
         ("unet", "it has no unet/config.json"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from modules import models
+from modules.models.autoencoder import Autoencoder
 from modules.models.full_file import save_single_file
 from modules.models.original_names import pack, vae_places
 from modules.models.pieces import load_vae
@@ -76,6 +77,16 @@ def test_a_single_file_with_another_vae_is_saved_with_it(tmp_path, vae):
     assert equal(model.vae, vae)
     save_single_file(model, tmp_path / "again.safetensors", dtype=torch.float32)
     assert equal(models.load(str(tmp_path / "again.safetensors")).vae, vae)
+
+
+def test_a_vae_alone_is_written_and_read_again(tmp_path, vae):
+    whole = Autoencoder(vae)
+    whole.save_single_file(tmp_path / "vae.safetensors", dtype=torch.float32, metadata={})
+    loaded = load_vae(str(tmp_path / "vae.safetensors"))
+    assert equal(loaded, vae)
+    assert loaded.config.scaling_factor == vae.config.scaling_factor
+    names = load_file(tmp_path / "vae.safetensors").keys()
+    assert names == original(vae).keys()
 
 
 def test_files_without_a_vae_or_of_another_size_are_refused(tmp_path, model_directory, vae):
