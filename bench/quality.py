@@ -47,10 +47,7 @@ are those of another seed.
   look: an orange cross, which the base can draw, for textual inversion; else an orange heart, which
   it can't. Dreambooth calls it "sks square"; class images are 64 squares that the base drew.
 - **First and second**: hearts of all colours are learned on top of a LoCon that was trained on
-  polaroids before; "both at once" asks for polaroids of hearts, which neither has seen.
-
-Times are those of making the data and training, on one core of a machine that others used too, some
-rows at a tenth of its speed: no benchmark."""
+  polaroids before; "both at once" asks for polaroids of hearts, which neither has seen."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
