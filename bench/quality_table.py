@@ -49,7 +49,7 @@ class Result:
     settings: str
     grades: Sequence[Grade]
     seconds: int
-    """Of preparing the data and training, on whatever machine: for whoever measures, no benchmark."""
+    """Of preparing the data and training, beside whatever else the machine does: no benchmark."""
     count: int
     """Pictures of each kind that were drawn."""
     seed: int
