@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from modules.dataset_files import (
     read_mask,
     read_origin,
 )
+from modules.repeats import FOLDERS, Repeats
 from modules.text_cache import open_text_cache
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class PreparedDataset(Dataset[Sample]):
 
     A subclass says what is read of an image.
 
+    `len` counts images; those that `repeats` lets come again in an epoch have further indices in
+    `buckets`.
     Captions are as `modules.caption_text.CaptionProcessor` says; `prompt` stands for all of them.
     `extras` names the side inputs: `{control: image}` reads control/<name>.png as (3, H, W) in
     0..1, `{pfg: npz}` the array in pfg/<name>.npz.
@@ -56,6 +59,7 @@ class PreparedDataset(Dataset[Sample]):
         path: str,
         *,
         metadata: str = "buckets.json",
+        repeats: int | Literal["folders"] = 1,
         prefix: str = "",
         suffix: str = "",
         prompt: str | None = None,
@@ -90,20 +94,29 @@ class PreparedDataset(Dataset[Sample]):
             wildcards=wildcards,
         )
         self.names: list[str] = []
-        self.buckets: list[Sequence[int]] = []  # indices
+        self._images: list[range] = []  # of each bucket, by number
         self.bucket_sizes: list[Size] = []
         for size, names in BucketIndex.load(self.path / metadata).buckets.items():
             if names:
                 self.bucket_sizes.append(size)
-                self.buckets.append(range(len(self.names), len(self.names) + len(names)))
+                self._images.append(range(len(self.names), len(self.names) + len(names)))
                 self.names.extend(names)
+        self.repeats = Repeats(self.path, self.names, repeats)
+        self.buckets = [self.repeats.spread(images) for images in self._images]  # indices
         # Workers that live longer than an epoch see it change, since they share this memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._mask = SideInput(self.path, "mask", "npz") if mask else None
         self._normalize_mask = normalize_mask
         self._extras = [SideInput(self.path, key, kind) for key, kind in (extras or {}).items()]
         self._geometry: np.ndarray | None = None
-        self.captions = CaptionSet(self.path, self.names, process=process, prompt=prompt, seed=seed)
+        self.captions = CaptionSet(
+            self.path,
+            self.names,
+            process=process,
+            prompt=prompt,
+            by_folder=repeats == FOLDERS,
+            seed=seed,
+        )
         faults = [*self._find_missing_files()]
         if not allow_missing_captions:
             faults += self._find_missing_captions()
@@ -142,8 +155,9 @@ class PreparedDataset(Dataset[Sample]):
         raise TypeError(f"{type(self).__name__} reads no images")
 
     def __getitem__(self, index: int) -> Sample:
-        name = self.names[index]
-        geometry = None if self._geometry is None else self._geometry[index].tolist()
+        number = index % len(self.names)
+        name = self.names[number]
+        geometry = None if self._geometry is None else self._geometry[number].tolist()
         caption = self.caption(index)
         return Sample(
             name=name,
@@ -170,9 +184,9 @@ class PreparedDataset(Dataset[Sample]):
 
     def summary(self) -> list[str]:
         """Describe the dataset in a few lines: buckets, captions, three final captions."""
-        counts = zip(self.bucket_sizes, self.buckets, strict=True)
+        counts = zip(self.bucket_sizes, self._images, strict=True)
         lines = ["images per bucket: " + ", ".join(f"{w}x{h}: {len(b)}" for (w, h), b in counts)]
-        return lines + self.captions.summary(int(self._epoch))
+        return lines + self.repeats.summary() + self.captions.summary(int(self._epoch))
 
     def origin(self, key: str) -> dict[str, Any]:
         """Return what made the side input `key`, as its script noted: tagger, sha256, features."""
@@ -185,11 +199,11 @@ class PreparedDataset(Dataset[Sample]):
             ValueError: lists those that differ.
         """
         faults = []
-        for size, bucket in zip(self.bucket_sizes, self.buckets, strict=True):
+        for size, images in zip(self.bucket_sizes, self._images, strict=True):
             height, width = size[1] // vae_scale_factor, size[0] // vae_scale_factor
-            for index in bucket:
+            for number in images:
                 for file, found, maker in self._find_misfits(
-                    self.names[index], size, (latent_channels, height, width)
+                    self.names[number], size, (latent_channels, height, width)
                 ):
                     faults.append(
                         f"{file}: {found} is not bucket {size}; run {maker} again after bucketing"
