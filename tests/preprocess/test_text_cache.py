@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from modules import models
+from modules.dataset import LatentDataset
 from modules.text_cache import EMPTY
 from preprocess.latent import main
 from preprocess.text_cache import TEXT_PIECES, cache_text
