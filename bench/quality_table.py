@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.quality_exams import Measure
+from bench.quality_grades import Measure
 from modules.files import write_atomically
 
 HEADER = ("what was trained", "steps", "measure", "before", "after", "goal", "reached", "training")

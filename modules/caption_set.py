@@ -73,7 +73,8 @@ class CaptionSet:
             lines.append(found + (f"; missing: {list_names(missing)}" if missing else ""))
         for number in dict.fromkeys((0, total // 2, total - 1)):
             caption = self.draw(number, epoch)
-            dropped = "" if caption else " (dropped in this epoch)"
+            there = caption or not any(self.read(number))
+            dropped = "" if there else " (dropped in this epoch)"
             lines.append(f"caption of {self._names[number]}: {caption!r}{dropped}")
         return lines
 

@@ -39,7 +39,8 @@ def check_meaning(config: Config, faults: YamlSource) -> None:
             ("save", "name"), f"{config.save.name!r} is no file name; it may not have / \\ : * ? in"
         )
     for name, network in config.networks.items():
-        if network.merge and (network.train or network.resume is None):
+        has_file = network.resume is not None or faults.is_faulty(("networks", name, "resume"))
+        if network.merge and (network.train or not has_file):
             faults.fault(
                 ("networks", name, "merge"), "is for a network with train: false and a resume file"
             )

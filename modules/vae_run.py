@@ -20,6 +20,9 @@ _ENCODER = ("vae.encoder", "vae.quant_conv")
 
 def load_autoencoder(section: ModelConfig, *, weights: bool) -> Autoencoder:
     """Load `model.vae`, or the VAE of `model.path`, and nothing else."""
+    for name in ("prediction_type", "max_token_length", "clip_skip"):
+        if getattr(section, name) != getattr(ModelConfig, name):
+            logger.warning("model.%s has no effect where the VAE is trained", name)
     if section.vae is None:
         return Autoencoder.from_pretrained(section.path, weights=weights)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from modules.models.base import DiffusionModel
 from modules.models.pieces import load_vae, save_piece
+from modules.models.vae_file import save_vae_file
 
 
 class Autoencoder(DiffusionModel):
@@ -21,6 +22,7 @@ class Autoencoder(DiffusionModel):
 
     pipeline = "AutoencoderKL"
     vae: Any
+    pipeline = "AutoencoderKL"
 
     def __init__(self, vae: Any, *, path: str = ""):
         super().__init__(denoiser=None, text_encoders=(), vae=vae, scheduler=None, path=path)
@@ -39,6 +41,15 @@ class Autoencoder(DiffusionModel):
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
         """Write a VAE's directory, as `AutoencoderKL.from_pretrained` and `model.vae` read it."""
         save_piece(self.vae, directory, dtype)
+
+    def check_single_file(self) -> None:
+        """Let it be: every AutoencoderKL can be written as one file."""
+
+    def save_single_file(
+        self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]
+    ) -> None:
+        """Write the VAE alone as one .safetensors in the original layout."""
+        save_vae_file(self.vae, path, dtype=dtype, metadata=metadata)
 
     def pieces(self) -> dict[str, Any]:
         return {"vae": self.vae}
