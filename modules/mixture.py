@@ -7,7 +7,6 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -91,12 +90,7 @@ class Mixture(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         part, own = self._find(index)
-        sample: Sample = part.dataset[own]
-        return replace(
-            sample,
-            name=f"{part.name}/{sample.name}",
-            loss_weight=sample.loss_weight * part.loss_weight,
-        )
+        return part.mark(part.dataset[own])
 
     def first_samples(self) -> list[Sample]:
         """Return one sample of each dataset."""

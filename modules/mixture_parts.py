@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ class Part:
     @property
     def provides(self) -> frozenset[str]:
         return frozenset(getattr(self.dataset, "provides", ()))
+
+    def mark(self, sample: Sample) -> Sample:
+        """Give a sample of its own the name and weight that it has in the mixture."""
+        name, loss_weight = f"{self.name}/{sample.name}", sample.loss_weight * self.loss_weight
+        return replace(sample, name=name, loss_weight=loss_weight)
 
     def buckets(self) -> Iterator[tuple[Size, np.ndarray]]:
         """Yield its buckets' sizes and indices; a size that it doesn't tell is the sample's."""

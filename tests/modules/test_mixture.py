@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 
 import pytest
+import tiny_inpaint
 import torch
 from tiny import save_dataset
 from torch.utils.data import Dataset
@@ -201,6 +202,16 @@ def test_a_dataset_of_ones_own(cats):
     assert [len(bucket) for bucket in mixture.buckets] == [8, 4]
     assert mixture.whole_caption(6) == mixture.caption(6) == "plain"
     assert collate([mixture[index] for index in mixture.buckets[0]]).pixel_values.shape[0] == 8
+
+
+def test_a_model_is_shown_a_sample_of_each(cats, dogs):
+    images = {"module": "modules.dataset.ImageDataset"}
+    both = Mixture([entry(cats, **images), entry(dogs, **images)])
+    assert [sample.name for sample in both.first_samples()] == ["cats/image000", "dogs/image000"]
+    model = tiny_inpaint.make_sd()
+    model.check_dataset(both)
+    with pytest.raises(ValueError, match=r"^dogs/image000: has no pixel_values, and an"):
+        model.check_dataset(Mixture([entry(cats, **images), entry(dogs)]))
 
 
 def test_side_inputs_have_to_agree(tmp_path):
