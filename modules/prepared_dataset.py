@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from modules.buckets import BucketIndex, Size
 from modules.caption_set import CaptionSet
 from modules.caption_text import CaptionProcessor
 from modules.dataset_files import Kind, raise_faults, read_geometry, read_origin
+from modules.repeats import FOLDERS, Repeats
 from modules.side_inputs import Grid, SideInputs, describe_missing
 from modules.text_cache import open_text_cache
 from modules.transform import Transform
@@ -30,6 +31,8 @@ class PreparedDataset(Dataset[Sample]):
 
     A subclass says what is read of an image.
 
+    `len` counts images; those that `repeats` lets come again in an epoch have further indices in
+    `buckets`.
     Captions are as `modules.caption_text.CaptionProcessor` says; `prompt` stands for all of them.
     `extras` names the side inputs: `{control: image}` reads control/<name>.png as (3, H, W) in
     0..1, `{pfg: npz}` the array in pfg/<name>.npz.
@@ -47,6 +50,7 @@ class PreparedDataset(Dataset[Sample]):
         path: str,
         *,
         metadata: str = "buckets.json",
+        repeats: int | Literal["folders"] = 1,
         prefix: str = "",
         suffix: str = "",
         prompt: str | None = None,
@@ -88,13 +92,15 @@ class PreparedDataset(Dataset[Sample]):
             flip=flip, crop_jitter=crop_jitter, rotation=rotation, color_jitter=color_jitter
         )
         self.names: list[str] = []
-        self.buckets: list[Sequence[int]] = []  # indices
+        self._images: list[range] = []  # of each bucket, by number
         self.bucket_sizes: list[Size] = []
         for size, names in BucketIndex.load(self.path / metadata).buckets.items():
             if names:
                 self.bucket_sizes.append(size)
-                self.buckets.append(range(len(self.names), len(self.names) + len(names)))
+                self._images.append(range(len(self.names), len(self.names) + len(names)))
                 self.names.extend(names)
+        self.repeats = Repeats(self.path, self.names, repeats)
+        self.buckets = [self.repeats.spread(images) for images in self._images]  # indices
         # Workers that live longer than an epoch see it change, since they share this memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._seed = seed
@@ -102,7 +108,14 @@ class PreparedDataset(Dataset[Sample]):
             self.path, self.names, mask=mask, normalize_mask=normalize_mask, extras=extras
         )
         self._geometry: np.ndarray | None = None
-        self.captions = CaptionSet(self.path, self.names, process=process, prompt=prompt, seed=seed)
+        self.captions = CaptionSet(
+            self.path,
+            self.names,
+            process=process,
+            prompt=prompt,
+            by_folder=repeats == FOLDERS,
+            seed=seed,
+        )
         faults = [*self.missing_images(), *self._side_inputs.find_missing()]
         if not allow_missing_captions:
             faults += self._find_missing_captions()
@@ -160,9 +173,9 @@ class PreparedDataset(Dataset[Sample]):
 
     def summary(self) -> list[str]:
         """Describe the dataset in a few lines: buckets, captions, three final captions."""
-        counts = zip(self.bucket_sizes, self.buckets, strict=True)
+        counts = zip(self.bucket_sizes, self._images, strict=True)
         lines = ["images per bucket: " + ", ".join(f"{w}x{h}: {len(b)}" for (w, h), b in counts)]
-        return lines + self.captions.summary(int(self._epoch))
+        return lines + self.repeats.summary() + self.captions.summary(int(self._epoch))
 
     def origin(self, key: str) -> dict[str, Any]:
         """Return what made the side input `key`, as its script noted: tagger, sha256, features."""
@@ -175,11 +188,11 @@ class PreparedDataset(Dataset[Sample]):
             ValueError: lists those that differ.
         """
         faults = []
-        for size, bucket in zip(self.bucket_sizes, self.buckets, strict=True):
+        for size, images in zip(self.bucket_sizes, self._images, strict=True):
             height, width = size[1] // vae_scale_factor, size[0] // vae_scale_factor
-            for index in bucket:
+            for number in images:
                 for file, found, maker in self._find_misfits(
-                    self.names[index], size, (latent_channels, height, width)
+                    self.names[number], size, (latent_channels, height, width)
                 ):
                     faults.append(
                         f"{file}: {found} is not bucket {size}; run {maker} again after bucketing"
@@ -209,13 +222,14 @@ class PreparedDataset(Dataset[Sample]):
         return self.augmentation.draw(rng)
 
     def _read(self, index: int, caption: str, transform: Transform) -> Sample:
-        name = self.names[index]
+        number = index % len(self.names)  # the same image each time that it is repeated
+        name = self.names[number]
         original, corner = None, None
         if self._geometry is not None:
-            height, width, *place = self._geometry[index].tolist()
+            height, width, *place = self._geometry[number].tolist()
             original = (height, width)
             corner = transform.corner(
-                (place[0], place[1]), original=(width, height), size=self._size(index)
+                (place[0], place[1]), original=(width, height), size=self._size(number)
             )
         return Sample(
             name=name,
@@ -228,10 +242,10 @@ class PreparedDataset(Dataset[Sample]):
             **self.read_image(name, transform),  # type: ignore[arg-type]
         )
 
-    def _size(self, index: int) -> Size:
+    def _size(self, number: int) -> Size:
         """Return width and height of an image's bucket."""
-        pairs = zip(self.bucket_sizes, self.buckets, strict=True)
-        return next(size for size, bucket in pairs if index in bucket)
+        pairs = zip(self.bucket_sizes, self._images, strict=True)
+        return next(size for size, images in pairs if number in images)
 
     def _find_missing_captions(self) -> Iterator[str]:
         if missing := self.captions.missing:

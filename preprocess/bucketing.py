@@ -23,7 +23,8 @@ from modules.dataset_folder import flipped_folder
 from modules.files import Journal, write_atomically
 from modules.images import open_image, read_size, resize_and_crop
 from preprocess.job import make_parser, run_command, run_in_processes, track
-from preprocess.sources import Task, copy_caption, find_images, name_images, stamp
+from preprocess.metadata import carry_captions
+from preprocess.sources import Task, find_images, name_images, stamp
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def bucketing(
     max_length: int | None = None,
     max_ratio: float | None = None,
     step: int = 64,
+    metadata: str | Path | None = None,
     num_workers: int | None = None,
 ) -> Bucketed:
     """Resize and crop every image of `directory`, sub-folders too, to the bucket nearest to it.
@@ -62,9 +64,10 @@ def bucketing(
     Buckets are those that suit `family` (`modules.buckets.LIMITS`), but for limits that are given.
 
     A caption (.caption, .txt) beside an image, or in a folder `captions`, is copied unless the
-    dataset's is newer. Of cat.jpg and cat.png the first is named cat, the second cat_png. Images
-    are decoded in `num_workers` processes, one for each processor by default; a few small ones
-    are decoded in this process.
+    dataset's is newer; an image without takes that of metadata.jsonl (`preprocess.metadata`), or of
+    the file that `metadata` names. Of cat.jpg and cat.png the first is named cat, the second
+    cat_png. Images are decoded in `num_workers` processes, one for each processor by default; a few
+    small ones are decoded in this process.
 
     Raises:
         ValueError: an argument is wrong, or there are no images.
@@ -95,9 +98,8 @@ def bucketing(
         journal.append([outcome.entry])
         finished[outcome.entry["name"]] = outcome.entry
         skipped += not outcome.is_new
-    for task in tasks:
-        if task.name in finished:
-            copy_caption(task, source=source, target=target)
+    given_file = None if metadata is None else Path(metadata)
+    carry_captions(tasks, finished, source=source, target=target, metadata=given_file)
     return Bucketed(
         done=len(finished) - skipped,
         skipped=skipped,
@@ -228,6 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_length", type=int, help="longest side of a bucket: 1024")
     parser.add_argument("--max_ratio", type=float, help="greatest aspect ratio: 2")
     parser.add_argument("--step", type=int, default=64, help="sides are multiples of it")
+    parser.add_argument(
+        "--metadata", help="captions in one .jsonl or .json; metadata.jsonl is found"
+    )
     arguments = parser.parse_args(argv)
     return run_command(lambda: _summarise(bucketing(**vars(arguments)), arguments.output))
 

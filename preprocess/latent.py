@@ -158,7 +158,7 @@ def _encode(
 
 
 _CAPTION_OPTIONS = (
-    *("prefix", "suffix", "prompt", "trigger_word"),
+    *("prefix", "suffix", "prompt", "trigger_word", "folder_words"),
     *("max_token_length", "clip_skip"),
 )
 
@@ -186,6 +186,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suffix", help="with --text: stands behind every caption")
     parser.add_argument("--prompt", help="with --text: stands for every caption")
     parser.add_argument("--trigger_word", help="with --text: is put into every caption")
+    parser.add_argument(
+        "--folder_words",
+        action="store_true",
+        default=None,
+        help="with --text: captions of images without one, as `repeats: folders` has them",
+    )
     for option in ("--max_token_length", "--clip_skip"):
         parser.add_argument(option, type=int, help="with --text: as in the run's model section")
     arguments = vars(parser.parse_args(argv))
