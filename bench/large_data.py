@@ -28,7 +28,7 @@ import numpy as np
 
 from modules.buckets import BucketIndex, Size
 from modules.caption_lines import FILE
-from modules.packed_latents import FOLDER
+from modules.packed_latents import packed_folder
 from preprocess.latent_shards import write_shard
 
 STAGES = ("imports", "buckets.json", "dataset", "shapes", "first batch", "in all", "peak MiB")
@@ -112,7 +112,9 @@ def _write_packed(directory: Path, buckets: dict[Size, list[str]]) -> None:
         row = np.zeros((4, height // _FACTOR, width // _FACTOR), dtype=np.float32)
         for start in range(0, len(names), _SHARD):
             some = names[start : start + _SHARD]
-            path = directory / FOLDER / f"{width}x{height}-{number:05d}.safetensors"
+            path = (
+                directory / packed_folder("latents") / f"{width}x{height}-{number:05d}.safetensors"
+            )
             write_shard(path, some, [row] * len(some), shape=row.shape, dtype="F32")
             number += 1
     with (directory / FILE).open("w", encoding="utf-8") as file:

@@ -9,13 +9,16 @@ import numpy as np
 from modules.caption_text import CaptionProcessor
 from modules.captions import CaptionFiles
 from modules.dataset_files import list_names
+from modules.repeats import folder_words
 from modules.store import Store
 
 
 class CaptionSet:
     """The captions of images, by their number; `prompt` stands for all of them.
 
+    With `by_folder` an image without a caption file takes the words of its folder `10_sks dog`.
     What is random about one depends on (`seed`, epoch, number) only, not on workers or on a resume.
+    A number behind the last is that of an image which comes again, and draws anew.
     """
 
     def __init__(
@@ -25,18 +28,20 @@ class CaptionSet:
         *,
         process: CaptionProcessor,
         prompt: str | None = None,
+        by_folder: bool = False,
         seed: int = 0,
     ):
         self.process = process
         self.prompt = prompt
         self._names = names
+        self._by_folder = by_folder
         self._seed = seed
         self._files = None if prompt is not None else CaptionFiles(store, names)
 
     @property
     def missing(self) -> list[str]:
         """Names of images without a caption."""
-        return [] if self._files is None else self._files.missing
+        return [name for name in self._unwritten if not self._words(name)]
 
     def draw(self, number: int, epoch: int) -> str:
         """The final caption of an image in an epoch."""
@@ -49,18 +54,22 @@ class CaptionSet:
         return self.process.whole(self.read(number))
 
     def read(self, number: int) -> list[str]:
-        """An image's captions as they are stored; an empty one if none are."""
+        """An image's captions as they stand in its file; an empty one without a file."""
         if self._files is None:
             assert self.prompt is not None
             return [self.prompt]
-        return self._files.read(number) or [""]
+        number %= len(self._names)
+        return self._files.read(number) or [self._words(self._names[number])]
 
     def summary(self, epoch: int) -> list[str]:
         """How many there are, and three of an epoch's final ones."""
         total, lines = len(self._names), []
         if self.prompt is None:
-            found = f"captions: {total - len(self.missing)} of {total}"
-            lines.append(found + (f"; missing: {list_names(self.missing)}" if self.missing else ""))
+            unwritten, missing = self._unwritten, self.missing
+            found = f"captions: {total - len(unwritten)} of {total}"
+            if words := len(unwritten) - len(missing):
+                found += f"; {words} without a file take the words of their folder"
+            lines.append(found + (f"; missing: {list_names(missing)}" if missing else ""))
         for number in dict.fromkeys((0, total // 2, total - 1)):
             caption = self.draw(number, epoch)
             there = caption or not any(self.read(number))
@@ -71,3 +80,11 @@ class CaptionSet:
     def chances(self) -> list[str]:
         """What makes captions differ from time to time, but for dropping them whole."""
         return self.process.chances(map(self.read, range(len(self._names))))
+
+    @property
+    def _unwritten(self) -> list[str]:
+        """Names of images without a caption file."""
+        return [] if self._files is None else self._files.missing
+
+    def _words(self, name: str) -> str:
+        return folder_words(name) if self._by_folder else ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -66,12 +67,10 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
                 ("networks", name, "resume"),
                 f"{quote(resume)} is neither a file nor a directory{_near_path(resume)}",
             )
-    for name, part in (("dataset", config.dataset), ("prior", config.prior)):
-        path = part.args.get("path") if part is not None else None
-        if not isinstance(path, str) or path == MISSING or config.prepare:
-            continue
-        if not is_remote(path) and not _is_dir(path):
-            faults.fault((name, "args", "path"), _directory_problem(path))
+    for name, section in (("dataset", config.dataset), ("prior", config.prior)):
+        for place, path in dataset_paths(section.args) if section and not config.prepare else ():
+            if path != MISSING and not is_remote(path) and not _is_dir(path):
+                faults.fault((name, "args", *place), _directory_problem(path))
     if _is_file(config.save.directory):
         faults.fault(("save", "directory"), f"{quote(config.save.directory)} is a file")
     if config.sample is not None and not faults.is_faulty(("sample", "prompts")):
@@ -120,6 +119,17 @@ def _model_problem(path: str, marker: str, thing: str) -> str | None:
     if is_weights:
         return f"{quote(path)} is not there{near}"
     return f"{quote(path)} is neither a directory nor a hub id{near}"
+
+
+def dataset_paths(args: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield (key, directory) of a dataset's arguments, or of each entry of a mixture's."""
+    entries = args.get("datasets")
+    places: list[tuple[tuple[str, ...], Any]] = [((), args)]
+    if isinstance(entries, list):
+        places += [(("datasets", str(number)), entry) for number, entry in enumerate(entries)]
+    for place, values in places:
+        if isinstance(values, Mapping) and isinstance(values.get("path"), str):
+            yield (*place, "path"), values["path"]
 
 
 def _directory_problem(path: str) -> str:

@@ -7,58 +7,75 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from modules.buckets import Size
-from modules.dataset_files import parse_array, parse_shape
-from modules.dataset_folder import find_dataset_images
+from modules.dataset_files import list_names
+from modules.dataset_folder import find_dataset_images, flipped_folder
 from modules.images import open_image, read_size, to_tensor
-from modules.packed_latents import PackedLatents
-from modules.prepared_dataset import Grid, PreparedDataset
+from modules.latent_folder import LatentFolder
+from modules.prepared_dataset import PreparedDataset
+from modules.side_inputs import Grid
 from modules.store import refuse_remote
+from modules.transform import Transform
+
+_LATENTS = "latents"
+_FLIPPED = flipped_folder(Path(_LATENTS)).name
 
 
 class LatentDataset(PreparedDataset):
     """Cached latents: latents/<name>.npy, which preprocess/latent.py makes, or packed ones.
 
-    Where an image has both, the single file counts: it is newer.
+    Of mirrored images, latents_flipped/<name>.npy: a VAE makes other latents of them, not mirrored
+    ones. Nothing else can be done to cached latents.
     """
 
-    def read_image(self, name: str) -> dict[str, Tensor]:
-        if name in self._packed:
-            array = self._packed.read(name).astype(np.float32)
-            return {"latents": torch.from_numpy(array)}  # (C, h, w)
-        file = _latents_file(name)
-        try:
-            return {"latents": parse_array(self.store.read(file), f"{self.store}/{file}")}
-        except OSError as error:
-            raise ValueError(f"{self.store}/{file}: can't be read ({error})") from error
+    def read_image(self, name: str, transform: Transform) -> dict[str, Tensor]:
+        folder = self._folders[_FLIPPED if transform.is_flipped else _LATENTS]
+        return {"latents": folder.read(name)}  # (C, h, w)
 
     def missing_images(self) -> Iterator[str]:
-        single = self.store.files_by_name("latents", (".npy",))
-        self._packed.leave_out(single)
-        missing = [name for name in self.names if name not in single and name not in self._packed]
-        if missing:
-            yield self.describe("latents", missing, "run preprocess/latent.py")
+        for setting in self.augmentation.changes():
+            if setting != "flip":
+                yield (
+                    f"{setting}: cached latents can be mirrored only; write "
+                    f"`module: modules.dataset.ImageDataset`, or take {setting} out"
+                )
+        for folder in self._folders.values():
+            if missing := folder.missing:
+                yield self.describe(folder.name, missing, f"run {folder.maker}")
+        if self.augmentation.flip and (strange := self._find_strange()):
+            yield (
+                f"{_FLIPPED}: {len(strange)} of {len(self)} are of another VAE, precision or image "
+                f"than those in {_LATENTS}: {list_names(strange)}; run "
+                f"{self._folders[_FLIPPED].maker}"
+            )
 
     def knows_shape(self, name: str) -> bool:
-        return name in self._packed
+        return all(folder.is_packed(name) for folder in self._folders.values())
 
     def image_misfit(self, name: str, size: Size, grid: Grid) -> tuple[str, str, str] | None:
-        is_packed = name in self._packed
-        shape = self._packed.shape(name) if is_packed else self._read_shape(_latents_file(name))
-        if shape == grid:
-            return None
-        file = f"{self._packed.file(name)}, {name}" if is_packed else _latents_file(name)
-        return file, f"shape {shape}", "preprocess/latent.py"
-
-    def _read_shape(self, file: str) -> tuple[int, ...]:
-        return parse_shape(self.store.read(file, 0, 4096), f"{self.store}/{file}")
+        for folder in self._folders.values():
+            if (shape := folder.shape(name)) != grid:
+                return folder.file(name), f"shape {shape}", folder.maker
+        return None
 
     @cached_property
-    def _packed(self) -> PackedLatents:
-        return PackedLatents(self.store, self.names)
+    def _folders(self) -> dict[str, LatentFolder]:
+        """Where latents are read from."""
+        makers = {_LATENTS: "preprocess/latent.py"}
+        if self.augmentation.flip:
+            makers[_FLIPPED] = "preprocess/latent.py --flip"
+        return {
+            name: LatentFolder(self.store, name, self.names, maker=maker)
+            for name, maker in makers.items()
+        }
+
+    def _find_strange(self) -> list[str]:
+        """Name images whose two latents were not made alike, by the notes of their script."""
+        plain, mirrored = (folder.read_origins() for folder in self._folders.values())
+        differ = (plain != mirrored) & (plain != 0) & (mirrored != 0)
+        return [self.names[number] for number in np.flatnonzero(differ).tolist()]
 
 
 class ImageDataset(PreparedDataset):
@@ -67,8 +84,9 @@ class ImageDataset(PreparedDataset):
     The VAE, if the model has one, encodes them while training.
     """
 
-    def read_image(self, name: str) -> dict[str, Tensor]:
-        return {"pixel_values": to_tensor(open_image(self._files[name]))}  # (3, H, W)
+    def read_image(self, name: str, transform: Transform) -> dict[str, Tensor]:
+        pixel_values = to_tensor(open_image(self._files[name]))  # (3, H, W)
+        return {"pixel_values": transform.picture(pixel_values)}
 
     def missing_images(self) -> Iterator[str]:
         missing = [name for name in self.names if name not in self._files]
@@ -83,9 +101,5 @@ class ImageDataset(PreparedDataset):
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        refuse_remote(self.store, "modules.dataset.ImageDataset")
+        refuse_remote(self.store, ["modules.dataset.ImageDataset"])
         return find_dataset_images(self.path, self.names)
-
-
-def _latents_file(name: str) -> str:
-    return f"latents/{name}.npy"

@@ -2,6 +2,7 @@
 
 A file holds one tensor, `latents` (N, C, h, w), and in its metadata the images' names, so that its
 header is the index of its rows. An image may be in several; the file with the highest number wins.
+outdated.jsonl beside them names images whose rows no longer count, in files before a number.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from math import prod
 
 import numpy as np
 
+from modules.files import parse_lines
 from modules.store import Store
 
-FOLDER = "latents_packed"
-"""The folder of packed latents in a dataset."""
+OUTDATED = "outdated.jsonl"
+"""The file that names rows which no longer count: {"name": ..., "before": number} a line."""
 
 KEY = "latents"
 """The name of a file's tensor."""
@@ -55,14 +57,32 @@ class Shard:
         return np.frombuffer(content, self.dtype).reshape(self.shape)
 
 
-def read_shards(store: Store) -> list[tuple[Shard, list[str]]]:
-    """Return the packed files of a dataset with the names of their rows, by rising number.
+def packed_folder(latents: str) -> str:
+    """Return the folder of packed latents that belongs to one of single files."""
+    return f"{latents}_packed"
+
+
+def read_shards(store: Store, latents: str) -> list[tuple[Shard, list[str | None]]]:
+    """Return the packed files beside the folder `latents` with the names of their rows.
+
+    They are sorted by number; None stands for the name of a row that is outdated.
 
     Raises:
         ValueError: one is no file of packed latents.
     """
-    stems = sorted(store.files_by_name(FOLDER, (".safetensors",)), key=shard_number)
-    return [_read_header(store, f"{FOLDER}/{stem}.safetensors") for stem in stems]
+    folder = packed_folder(latents)
+    stems = sorted(store.files_by_name(folder, (".safetensors",)), key=shard_number)
+    file = f"{folder}/{OUTDATED}"
+    outdated: dict[str, int] = {}
+    if stems and store.is_file(file):
+        lines = parse_lines(store.lines(file), f"{store}/{file}")
+        outdated = {line["name"]: line["before"] for line in lines}
+    found: list[tuple[Shard, list[str | None]]] = []
+    for stem in stems:
+        shard, names = _read_header(store, f"{folder}/{stem}.safetensors")
+        number, _ = shard_number(stem)
+        found.append((shard, [None if number < outdated.get(n, -1) else n for n in names]))
+    return found
 
 
 def shard_number(stem: str) -> tuple[int, str]:
@@ -72,7 +92,7 @@ def shard_number(stem: str) -> tuple[int, str]:
 
 
 class PackedLatents:
-    """The packed latents of a dataset's images, as far as there are any.
+    """The packed latents of images beside the folder `latents`, as far as there are any.
 
     Places are held in an array, 8 bytes for each image.
 
@@ -80,14 +100,14 @@ class PackedLatents:
         ValueError: a file of packed latents can't be read.
     """
 
-    def __init__(self, store: Store, names: Sequence[str]) -> None:
+    def __init__(self, store: Store, latents: str, names: Sequence[str]) -> None:
         self._store = store
-        shards = read_shards(store)
+        shards = read_shards(store, latents)
         self._shards = [shard for shard, _ in shards]
         self._numbers = {name: n for n, name in enumerate(names)} if shards else {}
         self._places = np.full(len(self._numbers), -1, dtype=np.int64)  # shard << 32 | row
         for place, (_, rows) in enumerate(shards):
-            numbers = np.array([self._numbers.get(name, -1) for name in rows], dtype=np.int64)
+            numbers = np.array([self._number(name) for name in rows], dtype=np.int64)
             known = np.flatnonzero(numbers >= 0)
             self._places[numbers[known]] = place << 32 | known
 
@@ -122,6 +142,9 @@ class PackedLatents:
     def file(self, name: str) -> str:
         """Return the file that holds an image's latents."""
         return self._find(name)[0].file
+
+    def _number(self, name: str | None) -> int:
+        return -1 if name is None else self._numbers.get(name, -1)
 
     def _find(self, name: str) -> tuple[Shard, int]:
         place = int(self._places[self._numbers[name]])

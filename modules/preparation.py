@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from modules.component import build
+from modules.config_faults import dataset_paths
 from modules.errors import ConfigError, explained
 from modules.sections import Config
 from modules.store import is_remote
 
 
 def is_prepared(config: Config) -> bool:
-    """Whether the dataset's directory is there; a remote one is asked for when it is opened."""
-    path = config.dataset.args.get("path")
-    return isinstance(path, str) and (is_remote(path) or Path(path).is_dir())
+    """Whether the dataset's directory is there, or those of a mixture's datasets.
+
+    A remote one is asked for when it is opened.
+    """
+    paths = [path for _, path in dataset_paths(config.dataset.args)]
+    return bool(paths) and all(is_remote(path) or Path(path).is_dir() for path in paths)
 
 
 def prepare(config: Config) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from modules.buckets import Size
+from modules.side_inputs import Grid
 
 if TYPE_CHECKING:
     from modules.prepared_dataset import PreparedDataset
-
-Grid = tuple[int, int, int]  # C, h, w of an image as the denoiser works on it
 
 MOST_CHECKED = 20_000
 """Images whose files are opened when a run starts; `--check` opens all."""
@@ -29,13 +28,13 @@ def find_odd_files(
     whose shape is known without opening a file. A wrong one among the rest stops its batch.
     """
     step = max(1, -(-len(dataset) // most))
-    for size, bucket in zip(dataset.bucket_sizes, dataset.buckets, strict=True):
+    for size, images in zip(dataset.bucket_sizes, dataset.images, strict=True):
         grid = (latent_channels, size[1] // vae_scale_factor, size[0] // vae_scale_factor)
-        for place, index in enumerate(bucket):
-            name = dataset.names[index]
+        for place, number in enumerate(images):
+            name = dataset.names[number]
             for file, found, maker in _misfits(dataset, name, size, grid, opens=place % step == 0):
                 yield f"{file}: {found} is not bucket {size}; run {maker} again after bucketing"
-    yield from dataset.odd_arrays(dataset.names[::step])
+    yield from dataset.side_inputs.find_odd_shapes(dataset.names[::step])
 
 
 def _misfits(
@@ -46,4 +45,4 @@ def _misfits(
         if misfit is not None:
             yield misfit
     if opens:
-        yield from dataset.side_misfits(name, size, grid)
+        yield from dataset.side_inputs.find_misfits(name, size, grid)

@@ -59,16 +59,16 @@ def open_store(path: str) -> Store:
     return LocalStore(Path(path))
 
 
-def refuse_remote(store: Store, feature: str) -> None:
+def refuse_remote(store: Store, features: Sequence[str]) -> None:
     """Refuse what is read from local directories only.
 
     Raises:
-        ValueError: the dataset is a remote one.
+        ValueError: the dataset is a remote one, and one of `features` is asked for.
     """
-    if is_remote(str(store)):
+    if features and is_remote(str(store)):
         raise ValueError(
-            f"{store}: {feature} works with local directories only; copy or mount the dataset, or "
-            "leave it out"
+            f"{store}: {', '.join(features)}: for local directories only; copy or mount the "
+            "dataset, or leave it out"
         )
 
 

@@ -76,7 +76,9 @@ def _strange_settings(config: Config) -> Iterator[str]:
         yield "train.mixed_precision: a VAE overflows in fp16; write bf16 or no"
     if train.tome_ratio is not None:
         yield "train.tome_ratio: a VAE has no tokens to merge; take it out"
-    if config.dataset.args.get("text_cache"):
+    args = config.dataset.args
+    several = (args, args.get("common"), *(args.get("datasets") or ()))
+    if any(isinstance(each, Mapping) and each.get("text_cache") for each in several):
         yield "dataset.args.text_cache: a VAE is told no captions; take it out"
 
 

@@ -14,6 +14,7 @@ from modules.files import Journal, write_atomically
 from modules.packed_latents import read_shards
 from modules.store import LocalStore
 from preprocess.dataset_images import Task
+from preprocess.latent_shards import mark_outdated
 from preprocess.sources import stamp
 
 logger = logging.getLogger(__name__)
@@ -22,12 +23,14 @@ logger = logging.getLogger(__name__)
 class LatentIndex:
     """The latents' directory and its index: which image's content went through which VAE."""
 
-    def __init__(self, directory: Path, *, vae: str, dtype: str) -> None:
+    def __init__(self, directory: Path, *, vae: str, dtype: str, is_flipped: bool = False) -> None:
         self.directory = directory
-        self.key = {"vae": vae, "dtype": dtype}
+        self.is_flipped = is_flipped
+        """Latents of mirrored images."""
+        self.key = {"vae": vae, "dtype": dtype, **({"flipped": True} if is_flipped else {})}
         self.journal = Journal(directory / "index.jsonl")
         self.journal.rewrite()
-        self._packed = self._find_packed() if directory.name == "latents" else set()
+        self._packed = self._find_packed()
 
     def path(self, name: str) -> Path:
         """Return the file of an image's latents."""
@@ -37,6 +40,8 @@ class LatentIndex:
         """Return the entry of an image's latents if they are there and of this VAE."""
         entry = self.journal.entries.get(task.name)
         if entry is None or not self.key.items() <= entry.items():
+            return None
+        if entry.get("flipped", False) != self.is_flipped:
             return None
         is_there = task.name in self._packed or self.path(task.name).is_file()
         return entry if is_there else None
@@ -77,6 +82,8 @@ class LatentIndex:
         """Remove the latents of an image that couldn't be encoded again; they are out of date."""
         if self.journal.entries.pop(name, None) is not None:
             self.path(name).unlink(missing_ok=True)
+        if name in self._packed:
+            mark_outdated(self.directory.parent, self.directory.name, name)
 
     def _find_packed(self) -> set[str]:
         """Return the names in packed latents; files of another VAE's are removed.
@@ -85,7 +92,8 @@ class LatentIndex:
         """
         store = LocalStore(self.directory.parent)
         found: set[str] = set()
-        for shard, names in read_shards(store):
+        for shard, rows in read_shards(store, self.directory.name):
+            names = [name for name in rows if name is not None]
             entries = (self.journal.entries.get(name, self.key) for name in names)
             if all(self.key.items() <= entry.items() for entry in entries):
                 found.update(names)

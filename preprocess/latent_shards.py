@@ -11,7 +11,8 @@ from typing import BinaryIO
 import numpy as np
 
 from modules.files import write_atomically
-from modules.packed_latents import DTYPES, KEY
+from modules.packed_latents import DTYPES, KEY, OUTDATED, packed_folder, shard_number
+from modules.store import LocalStore
 
 
 def write_shard(
@@ -44,3 +45,18 @@ def write_shard(
             file.write(row.astype(DTYPES[dtype]).tobytes())
 
     write_atomically(path, write)
+
+
+def next_number(dataset: Path, latents: str) -> int:
+    """Return the number of the next file of packed latents beside the folder `latents`."""
+    stems = LocalStore(dataset).files_by_name(packed_folder(latents), (".safetensors",))
+    return max((shard_number(stem)[0] for stem in stems), default=-1) + 1
+
+
+def mark_outdated(dataset: Path, latents: str, name: str) -> None:
+    """Let an image's packed latents no longer count, since the image is another now."""
+    folder = dataset / packed_folder(latents)
+    if folder.is_dir():
+        line = json.dumps({"name": name, "before": next_number(dataset, latents)})
+        with (folder / OUTDATED).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")

@@ -20,12 +20,16 @@ if not __package__:
 import numpy as np
 
 from modules.buckets import BucketIndex, Size
+from modules.dataset_folder import flipped_folder
 from modules.files import write_atomically
-from modules.packed_latents import DTYPES, FOLDER, PackedLatents, read_shards, shard_number
+from modules.packed_latents import DTYPES, PackedLatents, packed_folder
 from modules.store import LocalStore
 from preprocess.caption_lines import pack_captions, remove_captions
 from preprocess.job import make_parser, run_command, track
-from preprocess.latent_shards import write_shard
+from preprocess.latent_shards import next_number, write_shard
+
+FOLDERS = ("latents", flipped_folder(Path("latents")).name)
+"""What is packed, each into a folder of its own."""
 
 _MOST_ROWS = 65_536  # of a file: its header, which is read when a run starts, stays small
 _MIB = 2**20
@@ -33,7 +37,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """What `pack` did, in images."""
+    """What `pack` did, in latents: an image has two if mirrored ones were made."""
 
     done: int
     skipped: int
@@ -42,7 +46,7 @@ class Packed:
     removed: int
     """Single files that were deleted, of latents and captions."""
     failed: list[str]
-    """A line for each image without latents, or with latents that can't be packed."""
+    """A line for each that is missing, or can't be packed."""
 
 
 def pack(
@@ -70,34 +74,47 @@ def pack(
     buckets = BucketIndex.load(source / "buckets.json").buckets
     names = [name for some in buckets.values() for name in some]
     target.mkdir(parents=True, exist_ok=True)
-    latents = _Latents(source, names)
-    packed = PackedLatents(LocalStore(target), names)
+    folders = [folder for folder in FOLDERS if _has_latents(source, folder)] or FOLDERS[:1]
     failed: list[str] = []
-    shards = [*_plan(buckets, latents, packed, is_copy, failed, shard_size * _MIB)]
-    done = sum(len(shard.names) for shard in shards)
-    for _ in track(_write_shards(shards, latents, target), total=done, description="packing"):
-        pass
+    done = 0
+    for folder in folders:
+        latents = _Latents(source, folder, names)
+        packed = PackedLatents(LocalStore(target), folder, names)
+        shards = [*_plan(buckets, latents, packed, is_copy, failed, shard_size * _MIB)]
+        total = sum(len(shard.names) for shard in shards)
+        done += total
+        for _ in track(_write_shards(shards, latents, target), total=total, description=folder):
+            pass
     captions = pack_captions(source, target, names)
     if is_copy:
-        for file in ("images.jsonl", "buckets.json"):
+        notes = [f"{folder}/index.jsonl" for folder in folders]
+        for file in (*notes, "images.jsonl", "buckets.json"):
             if (source / file).is_file():
                 write_atomically(target / file, (source / file).read_bytes())
-    removed = remove_captions(source, names) + _remove_latents(source, names) if remove else 0
-    skipped = len(names) - done - len(failed)
+    removed = 0
+    if remove:
+        removed = remove_captions(source, names)
+        removed += sum(_remove_latents(source, folder, names) for folder in folders)
+    skipped = len(folders) * len(names) - done - len(failed)
     return Packed(done=done, skipped=skipped, captions=captions, removed=removed, failed=failed)
+
+
+def _has_latents(directory: Path, folder: str) -> bool:
+    return any((directory / each).is_dir() for each in (folder, packed_folder(folder)))
 
 
 class _Latents:
     """The latents of a dataset as they are stored: single files, else packed ones."""
 
-    def __init__(self, directory: Path, names: Sequence[str]) -> None:
+    def __init__(self, directory: Path, folder: str, names: Sequence[str]) -> None:
         store = LocalStore(directory)
         self.directory = directory
-        self.single = store.files_by_name("latents", (".npy",))
-        self.packed = PackedLatents(store, names)
+        self.folder = folder
+        self.single = store.files_by_name(folder, (".npy",))
+        self.packed = PackedLatents(store, folder, names)
 
     def path(self, name: str) -> Path:
-        return self.directory / "latents" / f"{name}.npy"
+        return self.directory / self.folder / f"{name}.npy"
 
     def read(self, name: str) -> np.ndarray:
         if name not in self.single:
@@ -161,18 +178,17 @@ def _plan(
 
 def _write_shards(shards: Sequence[_Shard], latents: _Latents, target: Path) -> Iterator[str]:
     """Write each file whole or not at all; yield the names in it."""
-    stems = [Path(shard.file).stem for shard, _ in read_shards(LocalStore(target))]
-    first = max((shard_number(stem)[0] for stem in stems), default=-1) + 1
-    for number, shard in enumerate(shards, start=first):
+    folder = target / packed_folder(latents.folder)
+    for number, shard in enumerate(shards, start=next_number(target, latents.folder)):
         file = f"{shard.size[0]}x{shard.size[1]}-{number:05d}.safetensors"
         rows = (latents.read(name) for name in shard.names)
-        write_shard(target / FOLDER / file, shard.names, rows, shape=shard.shape, dtype=shard.dtype)
+        write_shard(folder / file, shard.names, rows, shape=shard.shape, dtype=shard.dtype)
         yield from shard.names
 
 
-def _remove_latents(source: Path, names: Sequence[str]) -> int:
+def _remove_latents(source: Path, folder: str, names: Sequence[str]) -> int:
     """Delete single files whose latents, read again, are packed; return how many."""
-    latents = _Latents(source, names)
+    latents = _Latents(source, folder, names)
     removed = 0
     for name in names:
         if name in latents.single and latents.is_in(latents.packed, name):

@@ -19,6 +19,7 @@ from modules.buckets import BucketIndex
 from modules.caption_text import CaptionProcessor
 from modules.captions import CaptionFiles
 from modules.files import write_atomically
+from modules.repeats import folder_words as words_of_folder
 from modules.store import LocalStore
 from modules.text_cache import EMPTY, TextCache
 from preprocess.job import Counts, track
@@ -41,6 +42,7 @@ def cache_text(
     suffix: str = "",
     prompt: str | None = None,
     trigger_word: str = "",
+    folder_words: bool = False,
     max_token_length: int = 75,
     clip_skip: int | None = None,
     batch_size: int = 16,
@@ -51,7 +53,8 @@ def cache_text(
 
     A final caption is `prefix`, the image's own or `prompt`, and `suffix`, with `trigger_word` in
     it, as the arguments of the run's dataset say; `max_token_length` and `clip_skip` are those of
-    its model. An image without a caption counts as empty.
+    its model. An image without a caption counts as empty, or with `folder_words` takes the words of
+    its folder `10_sks dog`, as `repeats: folders` does.
 
     Raises:
         ValueError: an argument is wrong, or there is no dataset or no model.
@@ -64,7 +67,7 @@ def cache_text(
         raise ValueError(f"batch_size: {batch_size} is less than 1")
     source = Path(directory)
     process = CaptionProcessor(prefix=prefix, suffix=suffix, trigger_word=trigger_word)
-    captions, failed = _final_captions(source, process, prompt=prompt)
+    captions, failed = _final_captions(source, process, prompt=prompt, folder_words=folder_words)
     place, precision = choose_device(device), choose_dtype(dtype)
     encoder = load(model, weights=TEXT_PIECES)
     set_prompts(encoder, max_token_length=max_token_length, clip_skip=clip_skip)
@@ -84,7 +87,7 @@ def cache_text(
 
 
 def _final_captions(
-    source: Path, process: CaptionProcessor, *, prompt: str | None
+    source: Path, process: CaptionProcessor, *, prompt: str | None, folder_words: bool
 ) -> tuple[dict[str, str], list[str]]:
     """Return the final captions by image, and a line for each that can't be read."""
     buckets = BucketIndex.load(source / "buckets.json").buckets
@@ -93,20 +96,21 @@ def _final_captions(
     if prompt is not None:
         return captions | dict.fromkeys(names, process.whole([prompt])), []
     failed: list[str] = []
-    several = 0
+    several = empty = 0
     files = CaptionFiles(LocalStore(source), names)
     for number, name in enumerate(names):
+        words = words_of_folder(name) if folder_words else ""
         try:
-            read = files.read(number) or [""]
+            texts = files.read(number)
         except (ValueError, OSError) as error:
             failed.append(str(error))
             continue
+        read = texts or [words]
         captions[name] = process.whole(read)
         several += len(read) > 1
-    if files.missing:
-        logger.info(
-            "%s: %d images have no caption; an empty one is encoded", source, len(files.missing)
-        )
+        empty += texts is None and not words
+    if empty:
+        logger.info("%s: %d images have no caption; an empty one is encoded", source, empty)
     if several:
         logger.warning(
             "%s: %d images have several captions, so training can't use what is encoded here",

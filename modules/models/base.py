@@ -82,9 +82,10 @@ class DiffusionModel(Model):
         Raises:
             ValueError: it doesn't.
         """
-        sample = dataset[0]
-        self.space.check(sample)
-        self.side_channels.check(sample)
+        several = getattr(dataset, "first_samples", None)  # of a mixture
+        for sample in several() if several else [dataset[0]]:
+            self.space.check(sample)
+            self.side_channels.check(sample)
 
     # -- the four verbs ---------------------------------------------------------------------
 

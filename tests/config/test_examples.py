@@ -60,8 +60,16 @@ MORE = {
 """Further files of the material that examples want, by key."""
 
 
+def dataset_keys(path: Path) -> list[str]:
+    """Where an example wants the directories of its datasets."""
+    if path.stem == "several_datasets":
+        return [f"dataset.args.datasets.{number}.path" for number in range(2)]
+    return ["dataset.args.path"]
+
+
 def test_their_number():
     assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
+        "augmentation.yaml",
         "captions.yaml",
         "controlnet.yaml",
         "deepfloyd_if.yaml",
@@ -83,6 +91,7 @@ def test_their_number():
         "pivotal_tuning.yaml",
         "rslora.yaml",
         "sdxl_lora.yaml",
+        "several_datasets.yaml",
         "several_networks.yaml",
         "textual_inversion.yaml",
         "vae.yaml",
@@ -96,7 +105,7 @@ def test_an_example_trains(path, material, tmp_path):
         [
             str(path),
             f"model.path={material / (path.stem if path.stem in MAKERS else 'model')}",
-            f"dataset.args.path={material / 'data'}",
+            *(f"{key}={material / 'data'}" for key in dataset_keys(path)),
             f"save.directory={tmp_path}",
             "train.max_train_steps=2",
             "train.max_train_epochs=null",
@@ -135,7 +144,7 @@ def test_an_example_trains(path, material, tmp_path):
 def test_an_example_says_how_it_is_run(path, capsys):
     text = path.read_text(encoding="utf-8")
     name = path.relative_to(ROOT).as_posix()
-    command = f"#   python main.py {name} model.path=<model> dataset.args.path=<dataset>"
+    command = f"#   python main.py {name} model.path=<model> {dataset_keys(path)[0]}=<dataset>"
     assert any(line.startswith(command) for line in text.splitlines()[:3])
     assert len(text.splitlines()) <= 50
     assert main.main([str(path)]) == 2
@@ -144,7 +153,7 @@ def test_an_example_says_how_it_is_run(path, capsys):
     assert first == f"{path} is not a valid config:"
     assert [fault.partition(" (line ")[0].strip() for fault in faults] == [
         "model.path",
-        "dataset.args.path",
+        *dataset_keys(path),
         *MORE.get(path.stem, {}),
     ]
     assert all(fault.endswith(advice) for fault in faults)

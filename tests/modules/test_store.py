@@ -59,7 +59,8 @@ def assert_equal(one, other):
     for epoch in range(3):
         one.set_epoch(epoch)
         other.set_epoch(epoch)
-        for mine, theirs in zip(one, other, strict=True):
+        for number in range(len(other)):
+            mine, theirs = one[number], other[number]
             assert (mine.name, mine.caption) == (theirs.name, theirs.caption)
             assert (mine.original_size, mine.crop_top_left) == (
                 theirs.original_size,
@@ -122,9 +123,9 @@ def test_faults_of_a_remote_dataset_are_named(single, remote):
 def test_what_is_read_locally_only_is_refused(single, remote):
     upload(single, remote)
     for options in ({"mask": True}, {"extras": {"control": "image"}}, {"text_cache": True}):
-        with pytest.raises(ValueError, match=f"{next(iter(options))} works with local directories"):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}: for local directories"):
             LatentDataset(remote, **options)
-    with pytest.raises(ValueError, match="ImageDataset works with local directories"):
+    with pytest.raises(ValueError, match="ImageDataset: for local directories"):
         ImageDataset(remote)
 
 

@@ -12,7 +12,7 @@ from modules.dataset import LatentDataset
 from modules.store import LocalStore
 from preprocess import pack as script
 from preprocess.caption_folder import CaptionFolder
-from preprocess.latent_shards import write_shard
+from preprocess.latent_shards import mark_outdated, write_shard
 from preprocess.pack import main, pack
 from preprocess.sources import Task, copy_caption
 
@@ -43,7 +43,9 @@ def save(directory, name, seed, dtype=np.float32):
 
 
 def samples(directory):
-    return [(s.name, s.caption, s.latents) for s in LatentDataset(str(directory))]
+    dataset = LatentDataset(str(directory))
+    found = [dataset[number] for number in range(len(dataset))]
+    return [(sample.name, sample.caption, sample.latents) for sample in found]
 
 
 def assert_same(directory, wanted):
@@ -219,6 +221,32 @@ def test_captions_in_lines(dataset):
     path.write_text(json.dumps({"name": "wide", "captions": "text"}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"captions\.jsonl: captions of wide are not a list"):
         LatentDataset(str(dataset))
+
+
+def test_latents_of_mirrored_images_are_packed_beside_the_others(dataset, tmp_path):
+    shutil.copytree(dataset / "latents", dataset / "latents_flipped")
+    array = np.load(dataset / "latents" / "wide.npy")
+    np.save(dataset / "latents_flipped" / "wide.npy", array + 1)
+    target = tmp_path / "copy"
+    assert counts(pack(directory=dataset, output=target)) == (14, 0, 7, 0, 0)
+    assert counts(pack(directory=dataset, remove=True)) == (14, 0, 7, 21, 0)
+    for directory in (dataset, target):
+        data = LatentDataset(str(directory), flip=1.0)
+        data.check_every_shape(4, 4)
+        number = data.names.index("wide")
+        np.testing.assert_array_equal(data[number].latents.numpy(), array + 1)
+        np.testing.assert_array_equal(data.whole_sample(number).latents.numpy(), array)
+
+
+def test_rows_of_an_image_that_changed_no_longer_count(dataset):
+    pack(directory=dataset, remove=True)
+    mark_outdated(dataset, "latents", "wide")
+    with pytest.raises(ValueError, match="latents: 1 of 7 missing: wide; run"):
+        LatentDataset(str(dataset))
+    array = save(dataset, "wide", 77)
+    pack(directory=dataset, remove=True)
+    found = {name: latents for name, _, latents in samples(dataset)}
+    np.testing.assert_array_equal(found["wide"].numpy(), array)
 
 
 def test_wrong_arguments(dataset, tmp_path):
