@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,13 @@ class Mixture(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         part, own = self._find(index)
         return part.mark(part.dataset[own])
+
+    def whole_sample(self, index: int) -> Sample:
+        """Return an image with nothing left to chance, as far as its dataset can."""
+        part, own = self._find(index)
+        whole = getattr(part.dataset, "whole_sample", None)
+        sample = part.mark(whole(own)) if whole else self[index]
+        return replace(sample, caption=self.whole_caption(index))
 
     def first_samples(self) -> list[Sample]:
         """Return one sample of each dataset."""
