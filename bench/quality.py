@@ -27,9 +27,9 @@ which measures all rows, or with `--only NAME` some of them and keeps the others
 its own pictures, is trained through its YAML as any other run, and is loaded from the files that it
 saved; "before" is the same with untrained networks. Prompts and noise are the same before and
 after, and the pictures are graded by their pixels alone (`bench/shape_classifier.py`,
-`bench/quality_exams.py`). The settings were chosen at seed 0. The seed of a row, below, is that of
-the training's pictures and noise and of the prompts and noise of the drawn pictures, none of which
-are those of another seed.
+`bench/quality_grades.py`). Settings were chosen at seed 0, or are those of the LoCon's row. The
+seed of a row, below, is that of the training's pictures and noise and of the prompts and noise of
+the drawn pictures, none of which are those of another seed.
 
 - **New concept**: polaroids, which the base can't draw, among plain pictures. A picture is as
   captioned if shape, both colours, and a polaroid's frame (if and only if it is asked for) are.
@@ -47,10 +47,7 @@ are those of another seed.
   look: an orange cross, which the base can draw, for textual inversion; else an orange heart, which
   it can't. Dreambooth calls it "sks square"; class images are 64 squares that the base drew.
 - **First and second**: hearts of all colours are learned on top of a LoCon that was trained on
-  polaroids before; "both at once" asks for polaroids of hearts, which neither has seen.
-
-Times are those of making the data and training, on one core of a machine that others used too, some
-rows at a tenth of its speed: no benchmark."""
+  polaroids before; "both at once" asks for polaroids of hearts, which neither has seen."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,6 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 
 from modules.batch import Sample
 from modules.buckets import Size
+from modules.guides import whole_sample
 from modules.mixture_entries import Entry, entry_faults, read_entries
 from modules.mixture_parts import Part, check_side_inputs, name_parts
 from modules.parts import build_dataset
@@ -96,9 +96,7 @@ class Mixture(Dataset[Sample]):
     def whole_sample(self, index: int) -> Sample:
         """Return an image with nothing left to chance, as far as its dataset can."""
         part, own = self._find(index)
-        whole = getattr(part.dataset, "whole_sample", None)
-        sample = part.mark(whole(own)) if whole else self[index]
-        return replace(sample, caption=self.whole_caption(index))
+        return part.mark(whole_sample(part.dataset, own))
 
     def first_samples(self) -> list[Sample]:
         """Return one sample of each dataset."""

@@ -19,6 +19,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from modules.buckets import LIMITS, BucketIndex, Size, assign, make_buckets
+from modules.dataset_folder import flipped_folder
 from modules.files import Journal, write_atomically
 from modules.images import open_image, read_size, resize_and_crop
 from preprocess.job import make_parser, run_command, run_in_processes, track
@@ -170,7 +171,8 @@ def _process(task: Task, *, target: Path, buckets: Sequence[Size]) -> _Outcome:
     except (ValueError, OSError, MemoryError) as error:
         return _Outcome(error=str(error) or f"{task.path}: {type(error).__name__}")
     # Latents of the image's earlier state; removed first, so that no kill can leave them.
-    (target / "latents" / f"{task.name}.npy").unlink(missing_ok=True)
+    for folder in (target / "latents", flipped_folder(target / "latents")):
+        (folder / f"{task.name}.npy").unlink(missing_ok=True)
     save = partial(image.save, format="PNG", compress_level=1)
     write_atomically(_image_file(target, task.name), save)
     entry = {

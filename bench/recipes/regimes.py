@@ -10,15 +10,15 @@ _CONSTANT = {"lr_scheduler": {"name": "constant"}}
 REGIMES = {
     "without_ema": Recipe(
         title="LoCon, constant high learning rate, small batch",
-        learning_rate=6e-3,
-        batch_size=2,
+        learning_rate=3e-3,
+        batch_size=4,
         networks=_LOCON,
         further=_CONSTANT,
     ),
     "ema": Recipe(
         title="the same, its moving average (EMA)",
-        learning_rate=6e-3,
-        batch_size=2,
+        learning_rate=3e-3,
+        batch_size=4,
         networks=_LOCON,
         further={**_CONSTANT, "ema": {"decay": 0.99, "save": "instead"}},
     ),

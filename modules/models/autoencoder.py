@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from modules.models.base import DiffusionModel
+from modules.models.model import Model
 from modules.models.pieces import load_vae, save_piece
+from modules.models.spaces import Latents
 from modules.models.vae_file import save_vae_file
 
 
-class Autoencoder(DiffusionModel):
+class Autoencoder(Model):
     """The VAE of a model, or one by itself, called `vae` in module paths.
 
-    It has none of the verbs that need a denoiser or text encoders.
+    Without a denoiser and text encoders it can be trained and saved, and no more.
     """
 
     pipeline = "AutoencoderKL"
     vae: Any
-    pipeline = "AutoencoderKL"
 
     def __init__(self, vae: Any, *, path: str = ""):
         super().__init__(denoiser=None, text_encoders=(), vae=vae, scheduler=None, path=path)
@@ -80,6 +80,11 @@ class Autoencoder(DiffusionModel):
                     f"{self.vae_scale_factor}, which this VAE needs; run preprocess/bucketing.py "
                     "with a step that is one"
                 )
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of one position of the latents along a side."""
+        return Latents(self.vae).scale_factor
 
     @property
     def latent_channels(self) -> int:

@@ -69,6 +69,7 @@ def dataset_keys(path: Path) -> list[str]:
 
 def test_their_number():
     assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
+        "augmentation.yaml",
         "captions.yaml",
         "controlnet.yaml",
         "deepfloyd_if.yaml",

@@ -32,7 +32,9 @@ SECTIONS = {
     "`sample`": schema.SampleConfig,
 }
 COMPONENTS = {
-    "`modules.dataset.LatentDataset`": "modules.dataset.LatentDataset",
+    "`modules.dataset.LatentDataset`, `modules.dataset.ImageDataset`": (
+        "modules.dataset.ImageDataset"
+    ),
     "`modules.mixture.Mixture`": "modules.mixture.Mixture",
     "`networks.lora.LoRA`, `networks.loha.LoHa`, `networks.lokr.LoKr`": "networks.loha.LoHa",
     "`networks.lora.LoRA`": "networks.lora.LoRA",

@@ -38,6 +38,7 @@ def test_every_hint_leads_to_a_name_that_exists():
     [
         ("ip_noise_gamma", "objective.args.input_perturbation"),
         ("multires_noise_discount", "objective.args.pyramid_noise"),
+        ("flip_aug", "dataset.args.flip"),
         ("loss_type", "objective.args.loss"),
         ("zero_terminal_snr", "objective.args.zero_terminal_snr"),
         ("scale_weight_norms", "networks.<name>.args.max_norm"),
