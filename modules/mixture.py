@@ -103,7 +103,7 @@ class Mixture(Dataset[Sample]):
         return [self[part.start] for part in self.parts]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose random captions are drawn."""
+        """Choose the epoch whose random captions and changes of images are drawn."""
         for part in self._with("set_epoch"):
             part.dataset.set_epoch(epoch)
 
