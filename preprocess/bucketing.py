@@ -6,6 +6,7 @@ second run does only what is new, changed, or was left by a run that was stopped
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
 import sys
@@ -19,8 +20,10 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from modules.buckets import LIMITS, BucketIndex, Size, assign, make_buckets
-from modules.files import Journal, write_atomically
+from modules.files import write_atomically
 from modules.images import open_image, read_size, resize_and_crop
+from modules.journal import Journal
+from modules.shard import Shard
 from preprocess.job import make_parser, run_command, run_in_processes, track
 from preprocess.sources import Task, copy_caption, find_images, name_images, stamp
 
@@ -55,6 +58,7 @@ def bucketing(
     max_ratio: float | None = None,
     step: int = 64,
     num_workers: int | None = None,
+    shard: str | None = None,
 ) -> Bucketed:
     """Resize and crop every image of `directory`, sub-folders too, to the bucket nearest to it.
 
@@ -65,10 +69,13 @@ def bucketing(
     are decoded in `num_workers` processes, one for each processor by default; a few small ones
     are decoded in this process.
 
+    With `shard` "2/4" the second of four parts is done, and buckets.json not written: a run without
+    it does so when all parts are done, and whatever they left.
+
     Raises:
         ValueError: an argument is wrong, or there are no images.
     """
-    source, target = Path(directory), Path(output)
+    part, source, target = Shard.parse(shard), Path(directory), Path(output)
     if family not in LIMITS:
         raise ValueError(f"family: {family!r} is not one of {', '.join(LIMITS)}")
     given = {
@@ -79,8 +86,8 @@ def bucketing(
     }
     limits = asdict(LIMITS[family]) | {k: v for k, v in given.items() if v is not None}
     buckets = make_buckets(**limits, step=step)
-    tasks = name_images(find_images(source, target))
-    journal = _open_journal(target)
+    tasks = [t for t in name_images(find_images(source, target)) if part.owns(t.name)]
+    journal = _open_journal(target, part)
     finished, pending = _sort_out(tasks, journal, target=target, buckets=buckets)
     skipped, failed = len(finished), []
     if sum(task.path.stat().st_size for task in pending) < _WORTH_PROCESSES:
@@ -102,7 +109,7 @@ def bucketing(
         skipped=skipped,
         failed=failed,
         enlarged=sum(e["original_size"][0] < e["resized_size"][0] for e in finished.values()),
-        images_per_bucket=_write_index(finished, journal, target),
+        images_per_bucket=_write_index(finished, journal, target, part),
     )
 
 
@@ -115,9 +122,10 @@ class _Outcome:
     error: str = ""
 
 
-def _open_journal(target: Path) -> Journal:
-    journal = Journal(target / "images.jsonl")
-    if not journal.path.exists() and any((target / "images").glob("*")):
+def _open_journal(target: Path, part: Shard) -> Journal:
+    has_images = any((target / "images").glob("*"))  # first: another part may just be beginning
+    journal = Journal(target / "images.jsonl", part)
+    if has_images and not journal.exists:
         raise ValueError(
             f"{target / 'images'}: holds files that bucketing didn't write; name another output"
         )
@@ -185,23 +193,20 @@ def _process(task: Task, *, target: Path, buckets: Sequence[Size]) -> _Outcome:
 
 
 def _write_index(
-    finished: dict[str, dict[str, Any]], journal: Journal, target: Path
+    finished: dict[str, dict[str, Any]], journal: Journal, target: Path, part: Shard
 ) -> dict[Size, int]:
-    """Write images.jsonl and buckets.json; return how many images each bucket has."""
+    """Write images.jsonl and, of the whole, buckets.json; count the images of each bucket."""
     gone = len(journal.entries.keys() - finished.keys())
     if gone:
-        logger.info(
-            "%s: %d images of an earlier run are left out, their sources are gone or bad",
-            target,
-            gone,
-        )
+        message = "%s: %d images of an earlier run are left out, their sources are gone or bad"
+        logger.info(message, target, gone)
     journal.entries = finished
     journal.rewrite()
     buckets: dict[Size, list[str]] = {}
     for name, entry in journal.entries.items():
         width, height = entry["bucket"]
         buckets.setdefault((width, height), []).append(name)
-    if buckets:
+    if buckets and not part.is_part:
         BucketIndex(buckets).save(target / "buckets.json")
     return {size: len(names) for size, names in sorted(buckets.items())}
 
@@ -217,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output="dataset to write",
         output_required=True,
         num_workers="processes that decode; default: one per processor",
+        shard=True,
     )
     parser.add_argument(
         "--family", choices=tuple(LIMITS), default="sd2", help="whose sizes are the defaults: sd2"
@@ -227,16 +233,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_ratio", type=float, help="greatest aspect ratio: 2")
     parser.add_argument("--step", type=int, default=64, help="sides are multiples of it")
     arguments = parser.parse_args(argv)
-    return run_command(lambda: _summarise(bucketing(**vars(arguments)), arguments.output))
+    return run_command(lambda: _summarise(bucketing(**vars(arguments)), arguments))
 
 
-def _summarise(result: Bucketed, output: str) -> tuple[str, list[str]]:
+def _summarise(result: Bucketed, arguments: argparse.Namespace) -> tuple[str, list[str]]:
     sizes = [f"{w}x{h}: {count}" for (w, h), count in result.images_per_bucket.items()]
     enlarged = f", {result.enlarged} smaller than their bucket" if result.enlarged else ""
     summary = (
-        f"{output}: {result.done} images done, {result.skipped} kept, "
+        f"{arguments.output}: {result.done} images done, {result.skipped} kept, "
         f"{len(result.failed)} failed{enlarged}; {', '.join(sizes) or 'no buckets'}"
     )
+    if arguments.shard:
+        summary += "\nwhen all parts are done, run once without --shard: that writes buckets.json"
     return summary, result.failed
 
 

@@ -21,6 +21,7 @@ if not __package__:
 import numpy as np
 
 from modules.buckets import Size
+from modules.shard import Shard
 from preprocess.dataset_images import Task, check_multiples, find_images
 from preprocess.decoding import Decoded, decode_ahead
 from preprocess.job import Counts, make_parser, run_command, track
@@ -40,29 +41,32 @@ def latent(
     num_workers: int | None = None,
     dtype: str = "fp32",
     device: str | None = None,
+    shard: str | None = None,
 ) -> Counts:
     """Encode the images that buckets.json of `directory` lists, with the VAE of `model` or `vae`.
 
     Images are images/<name>.png, or in older datasets <name>.png. A latent is a sample of the
     VAE's posterior that depends on the image's content only. `num_workers` threads decode while
-    the VAE encodes; `dtype` is fp32 or bf16, since VAEs overflow in fp16.
+    the VAE encodes; `dtype` is fp32 or bf16, since VAEs overflow in fp16. With `shard` "2/4"
+    the second of four parts is done; parts may run at once, on machines that share the directory.
 
     Raises:
         ValueError: an argument is wrong, or there is no dataset or no VAE.
     """
     from preprocess.vae_encoder import load_encoder  # here, since torch takes seconds to import
 
+    part = Shard.parse(shard)
     source = Path(directory)
     target = Path(output) if output is not None else source / "latents"
     if target.resolve() == (source / "text").resolve():
         raise ValueError(f"{target}: is for cached captions; name another folder for latents")
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
-    tasks, failed = find_images(source)
+    tasks, failed = find_images(source, part)
     encoder = load_encoder(vae or model, device=device, dtype=dtype)
     check_multiples(tasks, encoder.scale_factor)
     target.mkdir(parents=True, exist_ok=True)
-    index = LatentIndex(target, vae=encoder.fingerprint, dtype=dtype)
+    index = LatentIndex(target, vae=encoder.fingerprint, dtype=dtype, shard=part)
     pending = [task for task in tasks if not index.has(task)]
     index.remove_outdated(pending)
     batches = _make_batches(pending, batch_size)
@@ -144,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output="default: latents/ of the dataset",
         num_workers="threads that decode; default: one per processor, at most 8",
         batch_size=4,
+        shard=True,
     )
     parser.add_argument(
         *("-m", "--model"),
@@ -182,7 +187,7 @@ def _run(arguments: Mapping[str, Any], captions: Mapping[str, Any] | None) -> tu
     if captions is not None:
         from preprocess.text_cache import cache_text
 
-        keys = ("directory", "model", "batch_size", "dtype", "device")
+        keys = ("directory", "model", "batch_size", "dtype", "device", "shard")
         results["text"] = cache_text(
             **{key: arguments[key] for key in keys},
             **captions,

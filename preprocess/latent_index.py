@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from modules.files import Journal, write_atomically
+from modules.files import write_atomically
+from modules.journal import Journal
+from modules.shard import Shard
 from preprocess.dataset_images import Task
 from preprocess.sources import stamp
 
@@ -20,10 +22,10 @@ logger = logging.getLogger(__name__)
 class LatentIndex:
     """The latents' directory and its index: which image's content went through which VAE."""
 
-    def __init__(self, directory: Path, *, vae: str, dtype: str) -> None:
+    def __init__(self, directory: Path, *, vae: str, dtype: str, shard: Shard) -> None:
         self.directory = directory
         self.key = {"vae": vae, "dtype": dtype}
-        self.journal = Journal(directory / "index.jsonl")
+        self.journal = Journal(directory / "index.jsonl", shard)
         self.journal.rewrite()
 
     def path(self, name: str) -> Path:
