@@ -27,9 +27,9 @@ which measures all rows, or with `--only NAME` some of them and keeps the others
 its own pictures, is trained through its YAML as any other run, and is loaded from the files that it
 saved; "before" is the same with untrained networks. Prompts and noise are the same before and
 after, and the pictures are graded by their pixels alone (`bench/shape_classifier.py`,
-`bench/quality_exams.py`). The settings were chosen at seed 0. The seed of a row, below, is that of
-the training's pictures and noise and of the prompts and noise of the drawn pictures, none of which
-are those of another seed.
+`bench/quality_grades.py`). Settings were chosen at seed 0, or are those of the LoCon's row. The
+seed of a row, below, is that of the training's pictures and noise and of the prompts and noise of
+the drawn pictures, none of which are those of another seed.
 
 - **New concept**: polaroids, which the base can't draw, among plain pictures. A picture is as
   captioned if shape, both colours, and a polaroid's frame (if and only if it is asked for) are.
@@ -40,8 +40,14 @@ are those of another seed.
 - **ControlNet**: 300 plain pictures with shapes anywhere, small and large. The guide is the shape's
   outline; captions say neither place nor size.
 - **Mask**: the same polaroids, each with a blue mark on its lower margin. The mask is zero there.
-
-Times are those of making the data and training, on one core of a shared machine: no benchmark."""
+- **Odd pictures**: noise that is captioned as polaroids, 12 beside 40 true ones.
+- **Dark pictures**: shapes in green, red and blue alone, of which captions say only "dark". They
+  are the darkest that the base's autoencoder can draw; their mean brightness is 0.39.
+- **Subject**: one shape in one colour before many backgrounds, by a name that says nothing of its
+  look: an orange cross, which the base can draw, for textual inversion; else an orange heart, which
+  it can't. Dreambooth calls it "sks square"; class images are 64 squares that the base drew.
+- **First and second**: hearts of all colours are learned on top of a LoCon that was trained on
+  polaroids before; "both at once" asks for polaroids of hearts, which neither has seen."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     set_up_logging()
 
-    from bench.quality_recipes import RECIPES
-    from bench.quality_runs import measure
+    from bench.quality_runs import Drawn, measure
     from bench.quality_table import read_results, write_results, write_table
+    from bench.recipes import RECIPES
     from modules.errors import ConfigError, RunError
 
     unknown = [name for name in options.only or () if name not in RECIPES]
@@ -65,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     kept = Path(options.work) / "results.json"
+    drawn: Drawn = {}
     for name in options.only or RECIPES:
         try:
             result = measure(
@@ -75,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 count=options.count,
                 seed=options.seed,
                 steps=options.steps,
+                drawn=drawn,
             )
         except (ConfigError, RunError) as error:
             print(error, file=sys.stderr)

@@ -1,8 +1,8 @@
-"""What a trained model is asked to draw, and how the pictures are graded."""
+"""What a trained model is asked to draw, and by which measures it is graded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,53 +11,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.quality_data import (
-    MARK_BOX,
+from bench.quality_grades import (
+    Goal,
+    Measure,
+    grade_brightness,
+    grade_caption,
+    grade_colors,
+    grade_mark,
+    grade_overlap,
+    grade_scene,
+    grade_shape,
+)
+from bench.quality_pictures import (
     MARK_COLOR,
     SIZE,
-    foreground_mask,
-    image_features,
-    outline,
+    dark_caption,
     scattered_scene,
+    subject_caption,
+    subject_scene,
 )
-from bench.shape_classifier import classify, hit
+from bench.quality_side_inputs import image_features, outline
 from modules.images import to_tensor
-from preprocess.scenes import PALETTE, Scene, draw_scene, sample_scene
+from preprocess.scenes import BASE_SHAPES, draw_scene, sample_scene
 
-_MAX_MARK_DISTANCE = 60.0  # of colours, as the classifier's
-_MIN_MARK_SHARE = 0.5
-_MAX_LOSS = 0.10  # of old captions, as the quickstart's test has it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """What the means of a measure should be; None where it doesn't matter."""
-
-    before_under: float | None = None
-    after_over: float | None = None
-    after_under: float | None = None
-    loses_under: float | None = None
-
-    def is_reached(self, before: float, after: float) -> bool:
-        """Say whether all that is wanted holds."""
-        loss = round(before - after, 9)  # 1.0 - 0.9 is a little less than 0.1
-        return not (
-            (self.before_under is not None and before >= self.before_under)
-            or (self.after_over is not None and after <= self.after_over)
-            or (self.after_under is not None and after >= self.after_under)
-            or (self.loses_under is not None and loss >= self.loses_under)
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """A grade from 0 to 1 for one picture, given what it should show."""
-
-    title: str
-    grade: Callable[[Image.Image, Any], float]
-    goal: Goal = Goal()
-    is_share: bool = True
-    """Each grade is 0 or 1, so that their mean is a share of the pictures."""
+_LEARNED = Goal(before_under=0.10, after_over=0.70)
+_KEPT = Goal(loses_under=0.10)  # as the quickstart's test has it
+_DARK = 0.42  # the darkest pictures that were shown have 0.39, plain ones 0.55
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,34 +60,101 @@ class Exam:
 
 def concept_exams(count: int, seed: int) -> list[Exam]:
     """Ask for the new concept, a polaroid, and for what the base can draw already."""
-    new = Measure(
-        title="new concept drawn as captioned",
-        grade=grade_caption,
-        goal=Goal(before_under=0.10, after_over=0.70),
-    )
-    old = Measure(
-        title="old captions drawn as captioned",
-        grade=grade_caption,
-        goal=Goal(loses_under=_MAX_LOSS),
-    )
     rng = np.random.default_rng(seed)
-    exams = []
-    for measure, style in ((new, "polaroid"), (old, None)):
-        captions = [sample_scene(rng, style=style).caption for _ in range(count)]
-        exams.append(Exam(measures=[measure], prompts=captions, answers=captions))
-    return exams
+    new = Measure(title="new concept drawn as captioned", grade=grade_caption, goal=_LEARNED)
+    return [_caption_exam(rng, count, new, style="polaroid"), _old_exam(rng, count)]
+
+
+def subject_exams(
+    count: int,
+    seed: int,
+    *,
+    name: str,
+    shape: str,
+    foreground: str,
+    class_shape: str | None = None,
+) -> list[Exam]:
+    """Ask for the subject by its name, for others of its class, and for old captions.
+
+    Old captions have no `class_shape`, which is asked for on its own; without it there is no class.
+    """
+    rng = np.random.default_rng(seed)
+    scenes = [subject_scene(rng, shape=shape, foreground=foreground) for _ in range(count)]
+    subject = Measure(title="subject drawn as captioned", grade=grade_caption, goal=_LEARNED)
+    exams = [
+        Exam(
+            measures=[subject],
+            prompts=[subject_caption(name, scene.background) for scene in scenes],
+            answers=[scene.caption for scene in scenes],
+        )
+    ]
+    if class_shape is not None:
+        kept = Measure(title="others of its class as captioned", grade=grade_caption, goal=_KEPT)
+        exams.append(_caption_exam(rng, count, kept, shapes=[class_shape]))
+    others = [each for each in BASE_SHAPES if each != class_shape]
+    return [*exams, _old_exam(rng, count, shapes=others)]
+
+
+def second_concept_exams(count: int, seed: int, *, shape: str) -> list[Exam]:
+    """Ask for a new shape, for the polaroids that an earlier network draws, and for old captions.
+
+    Polaroids of the new shape were shown to neither of the networks.
+    """
+    rng = np.random.default_rng(seed)
+    new = Measure(title="new shape drawn as captioned", grade=grade_caption, goal=_LEARNED)
+    earlier = Measure(title="the first one's concept", grade=grade_caption, goal=_KEPT)
+    both = Measure(title="both at once", grade=grade_caption)
+    return [
+        _caption_exam(rng, count, new, shapes=[shape]),
+        _caption_exam(rng, count, earlier, style="polaroid"),
+        _caption_exam(rng, count, both, shapes=[shape], style="polaroid"),
+        _old_exam(rng, count),
+    ]
+
+
+def dark_exams(count: int, seed: int) -> list[Exam]:
+    """Ask for dark pictures, and for old captions."""
+    rng = np.random.default_rng(seed)
+    captions = [dark_caption(str(rng.choice(BASE_SHAPES))) for _ in range(count)]
+    dark = Measure(
+        title="mean brightness of dark pictures",
+        grade=grade_brightness,
+        goal=Goal(after_under=_DARK),
+        is_share=False,
+    )
+    return [
+        Exam(measures=[dark], prompts=captions, answers=captions),
+        _old_exam(rng, count),
+    ]
+
+
+def _old_exam(rng: np.random.Generator, count: int, *, shapes: Sequence[str] = BASE_SHAPES) -> Exam:
+    kept = Measure(title="old captions drawn as captioned", grade=grade_caption, goal=_KEPT)
+    return _caption_exam(rng, count, kept, shapes=shapes)
+
+
+def _caption_exam(
+    rng: np.random.Generator,
+    count: int,
+    measure: Measure,
+    *,
+    shapes: Sequence[str] = BASE_SHAPES,
+    style: str | None = None,
+) -> Exam:
+    captions = [sample_scene(rng, shapes=shapes, style=style).caption for _ in range(count)]
+    return Exam(measures=[measure], prompts=captions, answers=captions)
 
 
 def feature_exams(count: int, seed: int) -> list[Exam]:
     """Show features of pictures that training has not seen, without a word."""
+    title = "shape and colours of the features"
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng, size=SIZE) for _ in range(count)]
     pictures = [draw_scene(scene) for scene in scenes]
-    both = Goal(before_under=0.10, after_over=0.70)
     return [
         Exam(
             measures=[
-                Measure(title="shape and colours of the features", grade=grade_scene, goal=both),
+                Measure(title=title, grade=grade_scene, goal=_LEARNED),
                 Measure(title="shape alone", grade=grade_shape),
                 Measure(title="both colours alone", grade=grade_colors),
             ],
@@ -156,48 +202,13 @@ def mark_exams(count: int, seed: int, *, is_masked: bool) -> list[Exam]:
         if MARK_COLOR not in (scene.foreground, scene.background):
             captions.append(scene.caption)
     mark = Goal(after_under=0.05) if is_masked else Goal(before_under=0.05, after_over=0.70)
-    concept = Goal(before_under=0.10, after_over=0.70)
     return [
         Exam(
             measures=[
                 Measure(title="pictures with the mark", grade=grade_mark, goal=mark),
-                Measure(title="new concept drawn as captioned", grade=grade_caption, goal=concept),
+                Measure(title="new concept drawn as captioned", grade=grade_caption, goal=_LEARNED),
             ],
             prompts=captions,
             answers=captions,
         )
     ]
-
-
-def grade_caption(image: Image.Image, caption: str) -> float:
-    """Grade shape, both colours, and whether there is a frame."""
-    return float(hit(image, caption))
-
-
-def grade_scene(image: Image.Image, scene: Scene) -> float:
-    """Grade shape and both colours, without a polaroid's frame."""
-    return grade_caption(image, scene.caption)
-
-
-def grade_shape(image: Image.Image, scene: Scene) -> float:
-    """Grade the shape, of whatever colour."""
-    return float(classify(image).shape == scene.shape)
-
-
-def grade_colors(image: Image.Image, scene: Scene) -> float:
-    """Grade both colours, whatever the shape."""
-    found = classify(image)
-    return float((found.foreground, found.background) == (scene.foreground, scene.background))
-
-
-def grade_overlap(image: Image.Image, scene: Scene) -> float:
-    """Grade how well the foreground covers the scene's shape: intersection over union."""
-    drawn, wanted = foreground_mask(image), foreground_mask(draw_scene(scene))
-    return float((drawn & wanted).sum() / max(1, (drawn | wanted).sum()))
-
-
-def grade_mark(image: Image.Image, caption: str) -> float:
-    """Grade whether most of the mark's place has the mark's colour."""
-    pixels = np.asarray(image.convert("RGB").crop(MARK_BOX), dtype=np.float32)
-    distance = np.linalg.norm(pixels - np.array(PALETTE[MARK_COLOR]), axis=-1)
-    return float((distance < _MAX_MARK_DISTANCE).mean() > _MIN_MARK_SHARE)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.quality_exams import Measure
+from bench.quality_grades import Measure
 from modules.files import write_atomically
 
-HEADER = ("what was trained", "steps", "measure", "before", "after", "goal", "reached", "training")
+HEADER = ("what was trained", "steps", "measure", "before", "after", "goal", "reached")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Result:
     settings: str
     grades: Sequence[Grade]
     seconds: int
-    """Of preparing the data and training."""
+    """Of preparing the data and training, beside whatever else the machine does: no benchmark."""
     count: int
     """Pictures of each kind that were drawn."""
     seed: int
@@ -106,7 +106,6 @@ def write_table(path: Path, results: Mapping[str, Result], *, introduction: str)
                         f"**{_number(grade.after, grade.is_share)}**",
                         grade.goal or "-",
                         {True: "yes", False: "**no**", None: "-"}[grade.is_reached],
-                        f"{result.seconds} s" if first else "",
                     ]
                 )
             )

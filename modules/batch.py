@@ -21,6 +21,7 @@ class Sample:
     mask: Tensor | None = None  # (1, h, w)
     original_size: tuple[int, int] | None = None  # height, width before resizing
     crop_top_left: tuple[int, int] | None = None  # top, left in the resized image
+    loss_weight: float = 1.0  # of this image beside others
     text: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -36,6 +37,7 @@ class Batch:
     mask: Tensor | None = None  # (B, 1, h, w), weight of each position in the loss
     original_size: Tensor | None = None  # (B, 2) height, width before resizing
     crop_top_left: Tensor | None = None  # (B, 2)
+    loss_weight: Tensor | None = None  # (B,), of each image; None where all count alike
     text: Mapping[str, Tensor] = field(default_factory=dict)  # cached outputs of `encode_text`
     extras: Mapping[str, Tensor] = field(default_factory=dict)  # what networks ask for
     is_negative: Tensor | None = None  # (B,) bool: the negative prompts of guidance, if any
@@ -58,6 +60,10 @@ class Batch:
             captions=[caption for caption in self.captions for _ in range(count)],
             names=[name for name in self.names for _ in range(count)],
         )
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """Multiply the losses of its images, (B,), by the images' weights."""
+        return losses if self.loss_weight is None else losses * self.loss_weight
 
     def _map(self, move) -> Batch:
         values = {key: _map_tensors(value, move) for key, value in vars(self).items()}
@@ -96,6 +102,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     if any(mask is not None for mask in masks):
         known = next(mask for mask in masks if mask is not None)
         masks = [torch.ones_like(known) if mask is None else mask for mask in masks]
+    weights = [sample.loss_weight for sample in samples]
     return Batch(
         captions=[sample.caption for sample in samples],
         names=[sample.name for sample in samples],
@@ -104,6 +111,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         mask=_stack(samples, "mask", masks),
         original_size=_stack(samples, "original_size", [s.original_size for s in samples]),
         crop_top_left=_stack(samples, "crop_top_left", [s.crop_top_left for s in samples]),
+        loss_weight=torch.tensor(weights) if set(weights) != {1.0} else None,
         text=_stack_by_key(samples, [sample.text for sample in samples]),
         extras=_stack_by_key(samples, [sample.extras for sample in samples]),
     )

@@ -10,12 +10,15 @@ import numpy as np
 from modules.caption_text import CaptionProcessor
 from modules.captions import CaptionFiles, read_captions
 from modules.dataset_files import list_names
+from modules.repeats import folder_words
 
 
 class CaptionSet:
     """The captions of images, by their number; `prompt` stands for all of them.
 
+    With `by_folder` an image without a caption file takes the words of its folder `10_sks dog`.
     What is random about one depends on (`seed`, epoch, number) only, not on workers or on a resume.
+    A number behind the last is that of an image which comes again, and draws anew.
     """
 
     def __init__(
@@ -25,18 +28,20 @@ class CaptionSet:
         *,
         process: CaptionProcessor,
         prompt: str | None = None,
+        by_folder: bool = False,
         seed: int = 0,
     ):
         self.process = process
         self.prompt = prompt
         self._names = names
+        self._by_folder = by_folder
         self._seed = seed
         self._files = None if prompt is not None else CaptionFiles(directory, names)
 
     @property
     def missing(self) -> list[str]:
-        """Names of images without a caption file."""
-        return [] if self._files is None else self._files.missing
+        """Names of images without a caption."""
+        return [name for name in self._unwritten if not self._words(name)]
 
     def draw(self, number: int, epoch: int) -> str:
         """The final caption of an image in an epoch."""
@@ -53,21 +58,34 @@ class CaptionSet:
         if self._files is None:
             assert self.prompt is not None
             return [self.prompt]
+        number %= len(self._names)
         path = self._files.path(number)
-        return [""] if path is None else read_captions(path)
+        return [self._words(self._names[number])] if path is None else read_captions(path)
 
     def summary(self, epoch: int) -> list[str]:
         """How many there are, and three of an epoch's final ones."""
         total, lines = len(self._names), []
         if self.prompt is None:
-            found = f"captions: {total - len(self.missing)} of {total}"
-            lines.append(found + (f"; missing: {list_names(self.missing)}" if self.missing else ""))
+            unwritten, missing = self._unwritten, self.missing
+            found = f"captions: {total - len(unwritten)} of {total}"
+            if words := len(unwritten) - len(missing):
+                found += f"; {words} without a file take the words of their folder"
+            lines.append(found + (f"; missing: {list_names(missing)}" if missing else ""))
         for number in dict.fromkeys((0, total // 2, total - 1)):
             caption = self.draw(number, epoch)
-            dropped = "" if caption else " (dropped in this epoch)"
+            there = caption or not any(self.read(number))
+            dropped = "" if there else " (dropped in this epoch)"
             lines.append(f"caption of {self._names[number]}: {caption!r}{dropped}")
         return lines
 
     def chances(self) -> list[str]:
         """What makes captions differ from time to time, but for dropping them whole."""
         return self.process.chances([self.read(number) for number in range(len(self._names))])
+
+    @property
+    def _unwritten(self) -> list[str]:
+        """Names of images without a caption file."""
+        return [] if self._files is None else self._files.missing
+
+    def _words(self, name: str) -> str:
+        return folder_words(name) if self._by_folder else ""

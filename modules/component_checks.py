@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from modules.component import argument_faults, build
+from modules.component import argument_faults, build, resolve
 from modules.contracts import lacking_methods
 from modules.errors import ConfigError
 from modules.hardware import precision_fault
@@ -14,7 +14,7 @@ from modules.hints import nearest
 from modules.optimizer_class import optimizer_faults
 from modules.parts import build_sampler, build_saver, sampler_arguments, saver_arguments
 from modules.run_kinds import kind_of
-from modules.sections import Config
+from modules.sections import Config, DatasetConfig, PriorConfig
 
 
 def check_components(config: Config) -> None:
@@ -26,11 +26,9 @@ def check_components(config: Config) -> None:
     faults: list[str] = []
     for number, step in enumerate(config.prepare):
         faults += argument_faults(f"prepare.{number}", step.module, step.args)
-    section = config.dataset
-    faults += argument_faults("dataset", section.module, section.args, supplied={"seed"})
+    faults += _dataset_faults("dataset", config.dataset)
     if config.prior is not None:
-        prior = config.prior
-        faults += argument_faults("prior", prior.module, prior.args, supplied={"seed"})
+        faults += _dataset_faults("prior", config.prior)
     for name, network in config.networks.items():
         faults += argument_faults(f"networks.{name}", network.module, network.args)
     objective = config.objective
@@ -57,6 +55,14 @@ def check_components(config: Config) -> None:
     if faults:
         listed = "".join(f"\n  {fault}" for fault in faults)
         raise ConfigError(f"{config.save.name}: the config asks for what can't be done:{listed}")
+
+
+def _dataset_faults(where: str, section: DatasetConfig | PriorConfig) -> list[str]:
+    """Faults of a dataset's arguments, also of those that only its own class understands."""
+    faults = argument_faults(where, section.module, section.args, supplied={"seed"})
+    if not faults and hasattr(resolve(section.module), "find_faults"):
+        faults = resolve(section.module).find_faults(where, section.args)
+    return faults
 
 
 def _trial(where: str, action: Callable[[], Any]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -38,7 +39,8 @@ def check_meaning(config: Config, faults: YamlSource) -> None:
             ("save", "name"), f"{config.save.name!r} is no file name; it may not have / \\ : * ? in"
         )
     for name, network in config.networks.items():
-        if network.merge and (network.train or network.resume is None):
+        has_file = network.resume is not None or faults.is_faulty(("networks", name, "resume"))
+        if network.merge and (network.train or not has_file):
             faults.fault(
                 ("networks", name, "merge"), "is for a network with train: false and a resume file"
             )
@@ -64,12 +66,10 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
                 ("networks", name, "resume"),
                 f"{quote(resume)} is neither a file nor a directory{_near_path(resume)}",
             )
-    path = config.dataset.args.get("path")
-    if isinstance(path, str) and path != MISSING and not config.prepare and not _is_dir(path):
-        faults.fault(("dataset", "args", "path"), _directory_problem(path))
-    prior = config.prior.args.get("path") if config.prior is not None else None
-    if isinstance(prior, str) and prior != MISSING and not config.prepare and not _is_dir(prior):
-        faults.fault(("prior", "args", "path"), _directory_problem(prior))
+    for name, section in (("dataset", config.dataset), ("prior", config.prior)):
+        for place, path in dataset_paths(section.args) if section and not config.prepare else ():
+            if path != MISSING and not _is_dir(path):
+                faults.fault((name, "args", *place), _directory_problem(path))
     if _is_file(config.save.directory):
         faults.fault(("save", "directory"), f"{quote(config.save.directory)} is a file")
     if config.sample is not None and not faults.is_faulty(("sample", "prompts")):
@@ -118,6 +118,17 @@ def _model_problem(path: str, marker: str, thing: str) -> str | None:
     if is_weights:
         return f"{quote(path)} is not there{near}"
     return f"{quote(path)} is neither a directory nor a hub id{near}"
+
+
+def dataset_paths(args: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield (key, directory) of a dataset's arguments, or of each entry of a mixture's."""
+    entries = args.get("datasets")
+    places: list[tuple[tuple[str, ...], Any]] = [((), args)]
+    if isinstance(entries, list):
+        places += [(("datasets", str(number)), entry) for number, entry in enumerate(entries)]
+    for place, values in places:
+        if isinstance(values, Mapping) and isinstance(values.get("path"), str):
+            yield (*place, "path"), values["path"]
 
 
 def _directory_problem(path: str) -> str:

@@ -2,36 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from modules.buckets import Size
-from modules.dataset_files import read_array, read_shape
-from modules.dataset_folder import find_dataset_images
+from modules.dataset_files import list_names, read_array, read_shape
+from modules.dataset_folder import find_dataset_images, flipped_folder
 from modules.files import files_by_name
 from modules.images import open_image, read_size, to_tensor
-from modules.prepared_dataset import Grid, PreparedDataset
+from modules.journal import Journal
+from modules.prepared_dataset import PreparedDataset
+from modules.side_inputs import Grid
+from modules.transform import Transform
+
+_LATENTS = Path("latents")
+_FLIPPED = flipped_folder(_LATENTS)
 
 
 class LatentDataset(PreparedDataset):
-    """Cached latents: latents/<name>.npy, which preprocess/latent.py makes."""
+    """Cached latents: latents/<name>.npy, which preprocess/latent.py makes.
 
-    def read_image(self, name: str) -> dict[str, Tensor]:
-        return {"latents": read_array(self.path / _latents_file(name))}  # (C, h, w)
+    Of mirrored images, latents_flipped/<name>.npy: a VAE makes other latents of them, not mirrored
+    ones. Nothing else can be done to cached latents.
+    """
+
+    def read_image(self, name: str, transform: Transform) -> dict[str, Tensor]:
+        folder = _FLIPPED if transform.is_flipped else _LATENTS
+        return {"latents": read_array(self.path / folder / f"{name}.npy")}  # (C, h, w)
 
     def missing_images(self) -> Iterator[str]:
-        latents = files_by_name(self.path / "latents", (".npy",))
-        missing = [name for name in self.names if name not in latents]
-        if missing:
-            yield self.describe("latents", missing, "run preprocess/latent.py")
+        for setting in self.augmentation.changes():
+            if setting != "flip":
+                yield (
+                    f"{setting}: cached latents can be mirrored only; write "
+                    f"`module: modules.dataset.ImageDataset`, or take {setting} out"
+                )
+        for folder, script in self._folders.items():
+            latents = files_by_name(self.path / folder, (".npy",))
+            if missing := [name for name in self.names if name not in latents]:
+                yield self.describe(folder.name, missing, f"run {script}")
+        if self.augmentation.flip and (strange := self._find_strange()):
+            yield (
+                f"{_FLIPPED}: {len(strange)} of {len(self)} are of another VAE, precision or image "
+                f"than those in {_LATENTS}: {list_names(strange)}; run {self._folders[_FLIPPED]}"
+            )
 
     def image_misfit(self, name: str, size: Size, grid: Grid) -> tuple[str, str, str] | None:
-        if (shape := read_shape(self.path / _latents_file(name))) == grid:
-            return None
-        return _latents_file(name), f"shape {shape}", "preprocess/latent.py"
+        for folder, script in self._folders.items():
+            file = folder / f"{name}.npy"
+            if (shape := read_shape(self.path / file)) != grid:
+                return file.as_posix(), f"shape {shape}", script
+        return None
+
+    @cached_property
+    def _folders(self) -> dict[Path, str]:
+        """Folders that latents are read from, and what makes them."""
+        folders = {_LATENTS: "preprocess/latent.py"}
+        if self.augmentation.flip:
+            folders[_FLIPPED] = "preprocess/latent.py --flip"
+        return folders
+
+    def _find_strange(self) -> list[str]:
+        """Name images whose two latents were not made alike, by the notes of their script."""
+        notes = [Journal(self.path / folder / "index.jsonl").entries for folder in self._folders]
+        plain, mirrored = ([_origin(note.get(name)) for name in self.names] for note in notes)
+        pairs = zip(self.names, plain, mirrored, strict=True)
+        return [name for name, one, other in pairs if one and other and one != other]
 
 
 class ImageDataset(PreparedDataset):
@@ -40,8 +80,9 @@ class ImageDataset(PreparedDataset):
     The VAE, if the model has one, encodes them while training.
     """
 
-    def read_image(self, name: str) -> dict[str, Tensor]:
-        return {"pixel_values": to_tensor(open_image(self._files[name]))}  # (3, H, W)
+    def read_image(self, name: str, transform: Transform) -> dict[str, Tensor]:
+        pixel_values = to_tensor(open_image(self._files[name]))  # (3, H, W)
+        return {"pixel_values": transform.picture(pixel_values)}
 
     def missing_images(self) -> Iterator[str]:
         missing = [name for name in self.names if name not in self._files]
@@ -59,5 +100,6 @@ class ImageDataset(PreparedDataset):
         return find_dataset_images(self.path, self.names)
 
 
-def _latents_file(name: str) -> str:
-    return f"latents/{name}.npy"
+def _origin(note: Mapping[str, Any] | None) -> list[Any]:
+    """What latents were made of, and by what; nothing if that isn't known."""
+    return [note.get(key) for key in ("vae", "dtype", "image_sha256")] if note else []

@@ -102,8 +102,8 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
-def read_mask(masks: SideInput, name: str, *, normalize: bool) -> Tensor:
-    """Return an image's mask, (1, h, w), divided by its mean with `normalize`.
+def read_mask(masks: SideInput, name: str) -> Tensor:
+    """Return an image's mask, (1, h, w).
 
     Raises:
         ValueError: some weights are not within 0 and 1.
@@ -113,8 +113,6 @@ def read_mask(masks: SideInput, name: str, *, normalize: bool) -> Tensor:
     if not 0 <= least <= most <= 1:
         file = masks.file(name)
         raise ValueError(f"{file}: has weights from {least:g} to {most:g}; they go from 0 to 1")
-    if normalize:
-        mask = mask / mask.mean().clamp(min=1e-6)
     return mask[None] if mask.ndim == 2 else mask
 
 

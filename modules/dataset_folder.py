@@ -8,8 +8,13 @@ from pathlib import Path
 from modules.files import files_by_name
 from modules.images import IMAGE_SUFFIXES
 
-RESULTS = ("images", "latents", "captions", "control", "mask", "pfg", "text")
+RESULTS = ("images", "latents", "latents_flipped", "captions", "control", "mask", "pfg", "text")
 """Folders of a dataset, where no source images are looked for."""
+
+
+def flipped_folder(latents: Path) -> Path:
+    """Where the latents of mirrored images are, beside those of the images as they are."""
+    return latents.with_name(f"{latents.name}_flipped")
 
 
 def find_dataset_images(directory: Path, names: Sequence[str]) -> dict[str, Path]:

@@ -19,7 +19,7 @@ from modules.models.patterns import matches
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from modules.models.base import DiffusionModel
+    from modules.models.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def create_accelerator(mixed_precision: str) -> Accelerator:
 
 
 def prepare_modules(
-    model: DiffusionModel,
+    model: Model,
     networks: Mapping[str, Any],
     *,
     device: torch.device,
@@ -95,7 +95,7 @@ def prepare_modules(
         enable_checkpointing(model, networks)
 
 
-def enable_checkpointing(model: DiffusionModel, networks: Mapping[str, Any]) -> None:
+def enable_checkpointing(model: Model, networks: Mapping[str, Any]) -> None:
     """Recompute activations in the backward pass of every component that gradients pass through."""
     for module in _diffusers_models([*model.components().values(), *networks.values()]):
         module.enable_gradient_checkpointing()
@@ -129,7 +129,7 @@ def _diffusers_models(modules: Iterable[Any]) -> Iterator[Any]:
         yield from (part for part in module.modules() if isinstance(part, ModelMixin))
 
 
-def set_attention(model: DiffusionModel, networks: Mapping[str, Any], kernel: str) -> None:
+def set_attention(model: Model, networks: Mapping[str, Any], kernel: str) -> None:
     """Choose the attention kernels; SDPA is diffusers' default and always works."""
     if kernel == "sdpa":
         return

@@ -53,6 +53,11 @@ def find_guides(
     return guides
 
 
+def whole_sample(dataset: Any, index: int) -> Sample:
+    """An image of a dataset, without what chance does to it, where the dataset can tell."""
+    return getattr(dataset, "whole_sample", dataset.__getitem__)(index)
+
+
 def side_inputs(sample: Sample, keys: Sequence[str]) -> dict[str, Tensor]:
     """What an image of a dataset has under `keys`; `mask` is its mask.
 

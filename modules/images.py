@@ -90,14 +90,19 @@ def resize_and_crop(
     Returns the image, the cut's top and left in the scaled image, and the scaled width and height.
     """
     width, height = size
-    scale = max(width / image.width, height / image.height)
-    resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    resized = covering_size(image.size, size)
     left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
     # Only the part that is kept is computed: scaling a very long image whole can take gigabytes.
     x, y = image.width / resized[0], image.height / resized[1]
     box = (left * x, top * y, (left + width) * x, (top + height) * y)
     box = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))
     return image.resize(size, resample, box=box), (top, left), resized
+
+
+def covering_size(original: Size, size: Size) -> Size:
+    """Return the least width and height in the shape of `original` that cover `size`."""
+    scale = max(size[0] / original[0], size[1] / original[1])
+    return max(size[0], round(original[0] * scale)), max(size[1], round(original[1] * scale))
 
 
 def to_tensor(image: Image.Image, *, minimum: float = -1.0) -> Tensor:

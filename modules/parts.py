@@ -14,6 +14,7 @@ from modules.component import accepts, argument_faults, build
 from modules.errors import ConfigError
 from modules.guides import side_inputs
 from modules.models.base import DiffusionModel
+from modules.models.model import Model
 from modules.optimizer import (
     ParameterGroup,
     check_rates,
@@ -46,7 +47,7 @@ def build_dataset(section: DatasetConfig | PriorConfig, *, seed: int) -> Any:
     return dataset
 
 
-def select_trained(config: Config, model: DiffusionModel) -> Mapping[str, torch.nn.Parameter]:
+def select_trained(config: Config, model: Model) -> Mapping[str, torch.nn.Parameter]:
     """Freeze the base, but for what `model.trainable` names; returns that by module path."""
     for component in model.components().values():
         component.requires_grad_(False)
@@ -90,7 +91,7 @@ def _check_extras(network: Network, name: str, dataset: Any) -> None:
         network.check_dataset(dataset)
 
 
-def merge(network: Network, model: DiffusionModel) -> None:
+def merge(network: Network, model: Model) -> None:
     """Merge a network into the base for good.
 
     Raises:
@@ -104,7 +105,7 @@ def merge(network: Network, model: DiffusionModel) -> None:
 
 def parameter_groups(
     config: Config,
-    model: DiffusionModel,
+    model: Model,
     trained_base: Mapping[str, torch.nn.Parameter],
     networks: Mapping[str, Network],
 ) -> list[ParameterGroup]:

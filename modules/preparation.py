@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modules.component import accepts, build
+from modules.config_faults import dataset_paths
 from modules.errors import ConfigError, explained
 from modules.sections import ComponentConfig, Config
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def is_prepared(config: Config) -> bool:
-    """Whether the dataset's directory is there."""
-    path = config.dataset.args.get("path")
-    return isinstance(path, str) and Path(path).is_dir()
+    """Whether the dataset's directory is there, or those of a mixture's datasets."""
+    paths = [path for _, path in dataset_paths(config.dataset.args)]
+    return bool(paths) and all(Path(path).is_dir() for path in paths)
 
 
 def prepare(config: Config, accelerator: Accelerator) -> None:

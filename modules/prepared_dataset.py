@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from modules.augmentation import Augmentation
 from modules.batch import Sample
 from modules.buckets import BucketIndex, Size
 from modules.caption_set import CaptionSet
 from modules.caption_text import CaptionProcessor
-from modules.dataset_files import (
-    Kind,
-    SideInput,
-    list_names,
-    raise_faults,
-    read_geometry,
-    read_mask,
-    read_origin,
-)
+from modules.dataset_files import Kind, raise_faults, read_geometry, read_origin
+from modules.repeats import FOLDERS, Repeats
+from modules.side_inputs import Grid, SideInputs, describe_missing
 from modules.text_cache import open_text_cache
+from modules.transform import Transform
 
 if TYPE_CHECKING:
     from modules.models.base import DiffusionModel
-
-logger = logging.getLogger(__name__)
-
-Grid = tuple[int, int, int]  # C, h, w of an image as the denoiser works on it
 
 
 class PreparedDataset(Dataset[Sample]):
@@ -40,12 +31,15 @@ class PreparedDataset(Dataset[Sample]):
 
     A subclass says what is read of an image.
 
+    `len` counts images; those that `repeats` lets come again in an epoch have further indices in
+    `buckets`.
     Captions are as `modules.caption_text.CaptionProcessor` says; `prompt` stands for all of them.
     `extras` names the side inputs: `{control: image}` reads control/<name>.png as (3, H, W) in
     0..1, `{pfg: npz}` the array in pfg/<name>.npz.
     `normalize_mask` divides each mask by its mean, so that an image of which little is trained
     counts as much as others. `text_cache` reads the text encoders' outputs from text/ where all
-    captions are as cached.
+    captions are as cached. `flip` to `color_jitter` are as `modules.augmentation.Augmentation`
+    says; masks and guide images go the way of their image, arrays stay as they are.
 
     Raises:
         ValueError: an argument is wrong or files are missing; lists all that is.
@@ -56,6 +50,7 @@ class PreparedDataset(Dataset[Sample]):
         path: str,
         *,
         metadata: str = "buckets.json",
+        repeats: int | Literal["folders"] = 1,
         prefix: str = "",
         suffix: str = "",
         prompt: str | None = None,
@@ -72,6 +67,10 @@ class PreparedDataset(Dataset[Sample]):
         extras: Mapping[str, Kind] | None = None,
         allow_missing_captions: bool = False,
         text_cache: bool = False,
+        flip: float = 0.0,
+        crop_jitter: float = 0.0,
+        rotation: float = 0.0,
+        color_jitter: float | list[float] = 0.0,
         seed: int = 0,
     ) -> None:
         self.path = Path(path)
@@ -89,22 +88,35 @@ class PreparedDataset(Dataset[Sample]):
             caption_dropout=caption_dropout,
             wildcards=wildcards,
         )
+        self.augmentation = Augmentation(
+            flip=flip, crop_jitter=crop_jitter, rotation=rotation, color_jitter=color_jitter
+        )
         self.names: list[str] = []
-        self.buckets: list[Sequence[int]] = []  # indices
+        self._images: list[range] = []  # of each bucket, by number
         self.bucket_sizes: list[Size] = []
         for size, names in BucketIndex.load(self.path / metadata).buckets.items():
             if names:
                 self.bucket_sizes.append(size)
-                self.buckets.append(range(len(self.names), len(self.names) + len(names)))
+                self._images.append(range(len(self.names), len(self.names) + len(names)))
                 self.names.extend(names)
+        self.repeats = Repeats(self.path, self.names, repeats)
+        self.buckets = [self.repeats.spread(images) for images in self._images]  # indices
         # Workers that live longer than an epoch see it change, since they share this memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._mask = SideInput(self.path, "mask", "npz") if mask else None
-        self._normalize_mask = normalize_mask
-        self._extras = [SideInput(self.path, key, kind) for key, kind in (extras or {}).items()]
+        self._seed = seed
+        self._side_inputs = SideInputs(
+            self.path, self.names, mask=mask, normalize_mask=normalize_mask, extras=extras
+        )
         self._geometry: np.ndarray | None = None
-        self.captions = CaptionSet(self.path, self.names, process=process, prompt=prompt, seed=seed)
-        faults = [*self._find_missing_files()]
+        self.captions = CaptionSet(
+            self.path,
+            self.names,
+            process=process,
+            prompt=prompt,
+            by_folder=repeats == FOLDERS,
+            seed=seed,
+        )
+        faults = [*self.missing_images(), *self._side_inputs.find_missing()]
         if not allow_missing_captions:
             faults += self._find_missing_captions()
         raise_faults(self.path, faults)
@@ -115,8 +127,7 @@ class PreparedDataset(Dataset[Sample]):
     @property
     def provides(self) -> frozenset[str]:
         """Name what samples hold beside latents and caption, for networks to ask for."""
-        keys = {extra.key for extra in self._extras}
-        return frozenset(keys | {"mask"} if self._mask else keys)
+        return self._side_inputs.keys
 
     def read_geometry(self) -> bool:
         """Let samples tell the sizes and crops of images from now on; say if they are known."""
@@ -126,8 +137,8 @@ class PreparedDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def read_image(self, name: str) -> dict[str, Tensor]:
-        """Return an image as fields of `Sample`."""
+    def read_image(self, name: str, transform: Transform) -> dict[str, Tensor]:
+        """Return an image, changed as `transform` says, as fields of `Sample`."""
         raise TypeError(f"{type(self).__name__} reads no images")
 
     def missing_images(self) -> Iterator[str]:
@@ -142,22 +153,14 @@ class PreparedDataset(Dataset[Sample]):
         raise TypeError(f"{type(self).__name__} reads no images")
 
     def __getitem__(self, index: int) -> Sample:
-        name = self.names[index]
-        geometry = None if self._geometry is None else self._geometry[index].tolist()
-        caption = self.caption(index)
-        return Sample(
-            name=name,
-            caption=caption,
-            mask=self._read_mask(name),
-            original_size=geometry and (geometry[0], geometry[1]),
-            crop_top_left=geometry and (geometry[2], geometry[3]),
-            text=self._text.read(name, caption) if self._text else {},
-            extras={extra.key: extra.read(name) for extra in self._extras},
-            **self.read_image(name),  # type: ignore[arg-type]
-        )
+        return self._read(index, self.caption(index), self._draw_transform(index))
+
+    def whole_sample(self, index: int) -> Sample:
+        """Return an image with nothing left to chance: to be looked at."""
+        return self._read(index, self.whole_caption(index), Transform())
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose random captions are drawn."""
+        """Choose the epoch whose random captions and changes of images are drawn."""
         self._epoch.fill_(epoch)
 
     def caption(self, index: int) -> str:
@@ -170,9 +173,9 @@ class PreparedDataset(Dataset[Sample]):
 
     def summary(self) -> list[str]:
         """Describe the dataset in a few lines: buckets, captions, three final captions."""
-        counts = zip(self.bucket_sizes, self.buckets, strict=True)
+        counts = zip(self.bucket_sizes, self._images, strict=True)
         lines = ["images per bucket: " + ", ".join(f"{w}x{h}: {len(b)}" for (w, h), b in counts)]
-        return lines + self.captions.summary(int(self._epoch))
+        return lines + self.repeats.summary() + self.captions.summary(int(self._epoch))
 
     def origin(self, key: str) -> dict[str, Any]:
         """Return what made the side input `key`, as its script noted: tagger, sha256, features."""
@@ -185,17 +188,16 @@ class PreparedDataset(Dataset[Sample]):
             ValueError: lists those that differ.
         """
         faults = []
-        for size, bucket in zip(self.bucket_sizes, self.buckets, strict=True):
+        for size, images in zip(self.bucket_sizes, self._images, strict=True):
             height, width = size[1] // vae_scale_factor, size[0] // vae_scale_factor
-            for index in bucket:
+            for number in images:
                 for file, found, maker in self._find_misfits(
-                    self.names[index], size, (latent_channels, height, width)
+                    self.names[number], size, (latent_channels, height, width)
                 ):
                     faults.append(
                         f"{file}: {found} is not bucket {size}; run {maker} again after bucketing"
                     )
-        for extra in self._extras:
-            faults += extra.find_odd_shapes(self.names)
+        faults += self._side_inputs.find_odd_shapes()
         raise_faults(self.path, faults)
 
     def _find_misfits(self, name: str, size: Size, grid: Grid) -> Iterator[tuple[str, str, str]]:
@@ -203,15 +205,7 @@ class PreparedDataset(Dataset[Sample]):
         misfit = self.image_misfit(name, size, grid)
         if misfit is not None:
             yield misfit
-        if self._mask and name in self._mask:
-            shape = self._mask.shape(name)
-            if shape not in (grid[1:], (1, *grid[1:])):
-                factor = size[0] // grid[2]
-                maker = f"preprocess/create_mask.py --scale_factor {factor}"
-                yield self._mask.file(name), f"shape {shape}", maker
-        for extra in self._extras:
-            if extra.kind == "image" and (found := extra.size(name)) != size:
-                yield extra.file(name), f"size {found}", "its script"
+        yield from self._side_inputs.find_misfits(name, size, grid)
 
     def check_text_cache(self, model: DiffusionModel, networks: Mapping[str, Any]) -> None:
         """Check that cached text is what `model` with `networks` would make of the captions.
@@ -222,27 +216,36 @@ class PreparedDataset(Dataset[Sample]):
         if self._text is not None:
             self._text.check(model, networks)
 
-    def _read_mask(self, name: str) -> Tensor | None:
-        if self._mask is None or name not in self._mask:
-            return None
-        return read_mask(self._mask, name, normalize=self._normalize_mask)
+    def _draw_transform(self, index: int) -> Transform:
+        # As for captions: not of workers or a resume, and apart from other draws of this seed.
+        rng = np.random.default_rng([self._seed, int(self._epoch), index, 0xA06])
+        return self.augmentation.draw(rng)
 
-    def _find_missing_files(self) -> Iterator[str]:
-        """Yield a fault for every kind of file that images lack."""
-        yield from self.missing_images()
-        for extra in self._extras:
-            missing = [name for name in self.names if name not in extra]
-            if missing:
-                advice = f"add them to {extra.key}/ or take {extra.key} out of extras"
-                yield self.describe(extra.key, missing, advice)
-        if self._mask is not None:
-            mask = self._mask
-            missing = [name for name in self.names if name not in mask]
-            if len(missing) == len(self):
-                yield self.describe("mask", missing, "run preprocess/create_mask.py")
-            elif missing:
-                found = self.describe("mask", missing, "these images count fully")
-                logger.warning("%s: %s", self.path, found)
+    def _read(self, index: int, caption: str, transform: Transform) -> Sample:
+        number = index % len(self.names)  # the same image each time that it is repeated
+        name = self.names[number]
+        original, corner = None, None
+        if self._geometry is not None:
+            height, width, *place = self._geometry[number].tolist()
+            original = (height, width)
+            corner = transform.corner(
+                (place[0], place[1]), original=(width, height), size=self._size(number)
+            )
+        return Sample(
+            name=name,
+            caption=caption,
+            mask=self._side_inputs.read_mask(name, transform),
+            original_size=original,
+            crop_top_left=corner,
+            text=self._text.read(name, caption) if self._text else {},
+            extras=self._side_inputs.read_extras(name, transform),
+            **self.read_image(name, transform),  # type: ignore[arg-type]
+        )
+
+    def _size(self, number: int) -> Size:
+        """Return width and height of an image's bucket."""
+        pairs = zip(self.bucket_sizes, self._images, strict=True)
+        return next(size for size, images in pairs if number in images)
 
     def _find_missing_captions(self) -> Iterator[str]:
         if missing := self.captions.missing:
@@ -251,4 +254,4 @@ class PreparedDataset(Dataset[Sample]):
 
     def describe(self, kind: str, missing: list[str], advice: str) -> str:
         """Say which images lack what."""
-        return f"{kind}: {len(missing)} of {len(self)} missing: {list_names(missing)}; {advice}"
+        return describe_missing(kind, missing, total=len(self), advice=advice)

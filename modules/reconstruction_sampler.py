@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modules.files import files_by_name
 from modules.grids import make_sheet
-from modules.guides import spread
+from modules.guides import spread, whole_sample
 from modules.images import IMAGE_SUFFIXES, open_image, to_tensor
 from modules.models.spaces import full_precision, to_pictures
 from modules.protocols import Run
@@ -62,8 +62,10 @@ class ReconstructionSampler:
                 image = to_tensor(open_image(self._files[name]))
                 self.images[name] = crop(image, model.vae_scale_factor)
         else:
-            samples = [dataset[index] for index in spread(self.num_images, len(dataset))]
-            self.images = {sample.name: sample.pixel_values for sample in samples}
+            indices = spread(self.num_images, len(dataset))
+            for sample in [whole_sample(dataset, index) for index in indices]:
+                assert sample.pixel_values is not None, "check_dataset has found pixels"
+                self.images[sample.name] = sample.pixel_values
 
     def sample_if_due(self, run: Run, *, last: bool) -> None:
         """Measure, and write the grid of this step, if one is due."""

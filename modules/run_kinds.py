@@ -23,8 +23,8 @@ class RunKind:
     """What is loaded, what its objective can do, whose loss is trained, what shows the progress."""
 
     objective: type  # the protocol
-    load: Callable[..., DiffusionModel]  # called with the section and `weights`
-    build_objective: Callable[[Config, DiffusionModel], Any]
+    load: Callable[..., Any]  # a model, of the section and with `weights` or not
+    build_objective: Callable[[Config, Any], Any]
     trainer: type[Trainer]
     sampler: str  # its class, where the config doesn't name one
     find_faults: Callable[[Config], list[str]]

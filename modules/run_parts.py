@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from modules.errors import explained
-from modules.models.base import DiffusionModel
 from modules.optimizer import ParameterGroup
 from modules.parts import (
     build_dataset,
@@ -32,7 +31,7 @@ class RunParts:
 
     dataset: Any
     prior: Any | None
-    model: DiffusionModel
+    model: Any  # a DiffusionModel, or in a run that trains the VAE that alone
     trained_base: Mapping[str, torch.nn.Parameter]
     networks: Mapping[str, Network]
     groups: list[ParameterGroup]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modules.drawing import draw_images
 from modules.grids import make_sheet
-from modules.guides import find_guides, pictures, spread
+from modules.guides import find_guides, pictures, spread, whole_sample
 from modules.protocols import Run
 from modules.schedule import Every
 
@@ -90,7 +90,8 @@ class GridSampler:
         if not self.prompts:
             self.prompts = [whole_caption(dataset, index) for index in indices]
         indices = [indices[n % len(indices)] for n in range(len(self.prompts))]
-        samples = [model.side_channels.complete(dataset[n]) for n in indices] if asked else []
+        samples = [whole_sample(dataset, n) for n in indices] if asked else []
+        samples = [model.side_channels.complete(sample) for sample in samples]
         self._guides = find_guides(asked, self._files, samples, size=self.size)
         for one, keys in zip(asking, asks, strict=True):
             if keys and hasattr(one, "check_extras"):

@@ -88,7 +88,10 @@ def convert(value: Any, hint: Any, faults: FaultList, path: tuple[str, ...]) -> 
         faults.fault(path, "??? stands for a value of yours; set it here or on the command line")
         return INVALID
     if hint is Any or isinstance(hint, str):
-        return value
+        inner = dict(enumerate(value)) if isinstance(value, list) else value
+        items = inner.items() if isinstance(inner, Mapping) else ()
+        parts = [convert(item, Any, faults, (*path, str(key))) for key, item in items]
+        return INVALID if any(part is INVALID for part in parts) else value
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin is Annotated:
         return _bounded(convert(value, arguments[0], faults, path), arguments[1:], faults, path)

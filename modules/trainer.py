@@ -132,7 +132,7 @@ class Trainer:
         prediction = self.model.denoise(inputs)
         target = self.objective.target(clean, noise, timesteps)
         error = self.objective.error(prediction, target, timesteps)  # (B, C, h, w)
-        per_image = masked_mean(error, batch.mask)  # (B,)
+        per_image = batch.weigh(masked_mean(error, batch.mask))  # (B,)
         return (per_image * self.objective.loss_weight(timesteps)).sum()
 
     def train_step(self, group: Group) -> Measured:

@@ -20,6 +20,9 @@ _ENCODER = ("vae.encoder", "vae.quant_conv")
 
 def load_autoencoder(section: ModelConfig, *, weights: bool) -> Autoencoder:
     """Load `model.vae`, or the VAE of `model.path`, and nothing else."""
+    for name in ("prediction_type", "max_token_length", "clip_skip"):
+        if getattr(section, name) != getattr(ModelConfig, name):
+            logger.warning("model.%s has no effect where the VAE is trained", name)
     if section.vae is None:
         return Autoencoder.from_pretrained(section.path, weights=weights)
 
@@ -73,7 +76,9 @@ def _strange_settings(config: Config) -> Iterator[str]:
         yield "train.mixed_precision: a VAE overflows in fp16; write bf16 or no"
     if train.tome_ratio is not None:
         yield "train.tome_ratio: a VAE has no tokens to merge; take it out"
-    if config.dataset.args.get("text_cache"):
+    args = config.dataset.args
+    several = (args, args.get("common"), *(args.get("datasets") or ()))
+    if any(isinstance(each, Mapping) and each.get("text_cache") for each in several):
         yield "dataset.args.text_cache: a VAE is told no captions; take it out"
 
 

@@ -17,4 +17,4 @@ class VaeTrainer(Trainer):
     def loss(self, batch: Batch) -> Tensor:
         """Reconstruction loss of one batch."""
         batch = batch.repeat(self.source.repeats)
-        return self.objective.reconstruction_loss(self.model.vae, batch).sum()
+        return batch.weigh(self.objective.reconstruction_loss(self.model.vae, batch)).sum()

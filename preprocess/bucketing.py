@@ -20,12 +20,14 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from modules.buckets import LIMITS, BucketIndex, Size, assign, make_buckets
+from modules.dataset_folder import flipped_folder
 from modules.files import write_atomically
 from modules.images import open_image, read_size, resize_and_crop
 from modules.journal import Journal
 from modules.shard import Shard
 from preprocess.job import make_parser, run_command, run_in_processes, track
-from preprocess.sources import Task, copy_caption, find_images, name_images, stamp
+from preprocess.metadata import carry_captions
+from preprocess.sources import Task, find_images, name_images, stamp
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ def bucketing(
     max_length: int | None = None,
     max_ratio: float | None = None,
     step: int = 64,
+    metadata: str | Path | None = None,
     num_workers: int | None = None,
     shard: str | None = None,
 ) -> Bucketed:
@@ -65,9 +68,10 @@ def bucketing(
     Buckets are those that suit `family` (`modules.buckets.LIMITS`), but for limits that are given.
 
     A caption (.caption, .txt) beside an image, or in a folder `captions`, is copied unless the
-    dataset's is newer. Of cat.jpg and cat.png the first is named cat, the second cat_png. Images
-    are decoded in `num_workers` processes, one for each processor by default; a few small ones
-    are decoded in this process.
+    dataset's is newer; an image without takes that of metadata.jsonl (`preprocess.metadata`), or of
+    the file that `metadata` names. Of cat.jpg and cat.png the first is named cat, the second
+    cat_png. Images are decoded in `num_workers` processes, one for each processor by default; a few
+    small ones are decoded in this process.
 
     With `shard` "2/4" the second of four parts is done, and buckets.json not written: a run without
     it does so when all parts are done, and whatever they left.
@@ -101,9 +105,8 @@ def bucketing(
         journal.append([outcome.entry])
         finished[outcome.entry["name"]] = outcome.entry
         skipped += not outcome.is_new
-    for task in tasks:
-        if task.name in finished:
-            copy_caption(task, source=source, target=target)
+    given_file = None if metadata is None else Path(metadata)
+    carry_captions(tasks, finished, source=source, target=target, metadata=given_file)
     return Bucketed(
         done=len(finished) - skipped,
         skipped=skipped,
@@ -176,7 +179,8 @@ def _process(task: Task, *, target: Path, buckets: Sequence[Size]) -> _Outcome:
     except (ValueError, OSError, MemoryError) as error:
         return _Outcome(error=str(error) or f"{task.path}: {type(error).__name__}")
     # Latents of the image's earlier state; removed first, so that no kill can leave them.
-    (target / "latents" / f"{task.name}.npy").unlink(missing_ok=True)
+    for folder in (target / "latents", flipped_folder(target / "latents")):
+        (folder / f"{task.name}.npy").unlink(missing_ok=True)
     save = partial(image.save, format="PNG", compress_level=1)
     write_atomically(_image_file(target, task.name), save)
     entry = {
@@ -232,6 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_length", type=int, help="longest side of a bucket: 1024")
     parser.add_argument("--max_ratio", type=float, help="greatest aspect ratio: 2")
     parser.add_argument("--step", type=int, default=64, help="sides are multiples of it")
+    parser.add_argument(
+        "--metadata", help="captions in one .jsonl or .json; metadata.jsonl is found"
+    )
     arguments = parser.parse_args(argv)
     return run_command(lambda: _summarise(bucketing(**vars(arguments)), arguments))
 

@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from PIL import ImageOps
+
 from modules.images import open_image, to_tensor
 from preprocess.dataset_images import Task
 from preprocess.latent_index import LatentIndex
@@ -61,4 +63,4 @@ def _decode(task: Task, index: LatentIndex) -> Decoded:
             error=f"{task.path}: size {image.size} is not bucket {task.size}; "
             "run preprocess/bucketing.py again",
         )
-    return Decoded(entry, to_tensor(image))
+    return Decoded(entry, to_tensor(ImageOps.mirror(image) if index.is_flipped else image))

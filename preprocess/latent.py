@@ -1,8 +1,9 @@
 """Encode a dataset's images with a VAE, once, so that training reads latents.
 
 Writes latents/<name>.npy, float32 (C, h, w), unscaled. A second run encodes only images that are
-new or changed, or all of them if the VAE is another; latents/index.jsonl knows. With --text the
-captions are encoded too, into text/.
+new or changed, or all of them if the VAE is another; latents/index.jsonl knows. With --flip
+mirrored images are encoded too, into latents_flipped/, for `flip` of the dataset; with --text the
+captions, into text/.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if not __package__:
 import numpy as np
 
 from modules.buckets import Size
+from modules.dataset_folder import flipped_folder
 from modules.shard import Shard
 from preprocess.dataset_images import Task, check_multiples, find_images
 from preprocess.decoding import Decoded, decode_ahead
@@ -41,14 +43,17 @@ def latent(
     num_workers: int | None = None,
     dtype: str = "fp32",
     device: str | None = None,
+    flip: bool = False,
     shard: str | None = None,
 ) -> Counts:
     """Encode the images that buckets.json of `directory` lists, with the VAE of `model` or `vae`.
 
     Images are images/<name>.png, or in older datasets <name>.png. A latent is a sample of the
     VAE's posterior that depends on the image's content only. `num_workers` threads decode while
-    the VAE encodes; `dtype` is fp32 or bf16, since VAEs overflow in fp16. With `shard` "2/4"
-    the second of four parts is done; parts may run at once, on machines that share the directory.
+    the VAE encodes; `dtype` is fp32 or bf16, since VAEs overflow in fp16. With `flip` each image
+    is encoded mirrored, too, into latents_flipped/ beside latents/; what is counted is latents.
+    With `shard` "2/4" the second of four parts is done; parts may run at once, on machines that
+    share the directory.
 
     Raises:
         ValueError: an argument is wrong, or there is no dataset or no VAE.
@@ -65,14 +70,37 @@ def latent(
     tasks, failed = find_images(source, part)
     encoder = load_encoder(vae or model, device=device, dtype=dtype)
     check_multiples(tasks, encoder.scale_factor)
-    target.mkdir(parents=True, exist_ok=True)
-    index = LatentIndex(target, vae=encoder.fingerprint, dtype=dtype, shard=part)
+    folders = {target: False, **({flipped_folder(target.resolve()): True} if flip else {})}
+    results = []
+    for folder, is_flipped in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        index = LatentIndex(
+            folder, vae=encoder.fingerprint, dtype=dtype, is_flipped=is_flipped, shard=part
+        )
+        results.append(_complete(index, tasks, encoder, batch_size, num_workers))
+    failed += [line for result in results for line in result.failed]
+    return Counts(
+        done=sum(result.done for result in results),
+        skipped=sum(result.skipped for result in results),
+        failed=list(dict.fromkeys(failed)),  # an image that can't be read fails twice
+    )
+
+
+def _complete(
+    index: LatentIndex,
+    tasks: Sequence[Task],
+    encoder: VAEEncoder,
+    batch_size: int,
+    num_workers: int | None,
+) -> Counts:
+    """Encode what is not in an index yet."""
     pending = [task for task in tasks if not index.has(task)]
     index.remove_outdated(pending)
     batches = _make_batches(pending, batch_size)
     outcomes = _encode(batches, encoder, index, num_workers=num_workers)
-    done, unchanged = 0, []
-    for outcome in track(outcomes, total=len(pending), description="latents"):
+    done, failed, unchanged = 0, [], []
+    description = "flipped latents" if index.is_flipped else "latents"
+    for outcome in track(outcomes, total=len(pending), description=description):
         if outcome.error:
             failed.append(outcome.error)
             index.forget(outcome.entry["name"])
@@ -137,7 +165,7 @@ def _encode(
 
 
 _CAPTION_OPTIONS = (
-    *("prefix", "suffix", "prompt", "trigger_word"),
+    *("prefix", "suffix", "prompt", "trigger_word", "folder_words"),
     *("max_token_length", "clip_skip"),
 )
 
@@ -158,11 +186,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vae", help="another VAE than the model's: directory, file or hub id")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="precision")
     parser.add_argument("--device", help="default: the accelerator if there is one, else cpu")
+    parser.add_argument(
+        "--flip", action="store_true", help="also encode mirrored images, into latents_flipped/"
+    )
     parser.add_argument("--text", action="store_true", help="also encode the captions, into text/")
     parser.add_argument("--prefix", help="with --text: stands before every caption")
     parser.add_argument("--suffix", help="with --text: stands behind every caption")
     parser.add_argument("--prompt", help="with --text: stands for every caption")
     parser.add_argument("--trigger_word", help="with --text: is put into every caption")
+    parser.add_argument(
+        "--folder_words",
+        action="store_true",
+        default=None,
+        help="with --text: captions of images without one, as `repeats: folders` has them",
+    )
     for option in ("--max_token_length", "--clip_skip"):
         parser.add_argument(option, type=int, help="with --text: as in the run's model section")
     arguments = vars(parser.parse_args(argv))
@@ -195,7 +232,7 @@ def _run(arguments: Mapping[str, Any], captions: Mapping[str, Any] | None) -> tu
     try:
         results["latents"] = latent(**arguments)
     except NoVAE:
-        if not results:
+        if not results or arguments["flip"]:
             raise
     lines = [
         f"{arguments['directory']}: {kind}: {r.done} encoded, {r.skipped} kept, "

@@ -22,9 +22,13 @@ logger = logging.getLogger(__name__)
 class LatentIndex:
     """The latents' directory and its index: which image's content went through which VAE."""
 
-    def __init__(self, directory: Path, *, vae: str, dtype: str, shard: Shard) -> None:
+    def __init__(
+        self, directory: Path, *, vae: str, dtype: str, shard: Shard, is_flipped: bool = False
+    ) -> None:
         self.directory = directory
-        self.key = {"vae": vae, "dtype": dtype}
+        self.is_flipped = is_flipped
+        """Latents of mirrored images."""
+        self.key = {"vae": vae, "dtype": dtype, **({"flipped": True} if is_flipped else {})}
         self.journal = Journal(directory / "index.jsonl", shard)
         self.journal.rewrite()
 
@@ -36,6 +40,8 @@ class LatentIndex:
         """Return the entry of an image's latents if they are there and of this VAE."""
         entry = self.journal.entries.get(task.name)
         if entry is None or not self.key.items() <= entry.items():
+            return None
+        if entry.get("flipped", False) != self.is_flipped:
             return None
         return entry if self.path(task.name).is_file() else None
 

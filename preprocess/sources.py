@@ -59,19 +59,23 @@ def name_images(files: Sequence[tuple[str, Path]]) -> list[Task]:
     return tasks
 
 
-def copy_caption(task: Task, *, source: Path, target: Path) -> None:
-    """Copy an image's caption into the dataset, under the image's name, if it is new or newer."""
+def copy_caption(task: Task, *, source: Path, target: Path) -> bool:
+    """Copy an image's caption into the dataset, under the image's name, if it is new or newer.
+
+    Returns whether the image has one.
+    """
     beside = find_caption(task.path.parent, task.path.stem, folders=(".", "captions"))
     stem = os.path.splitext(task.source)[0]
     caption = beside or find_caption(source, stem, folders=("captions",))
     if caption is None:
-        return
+        return False
     copy = target / "captions" / f"{task.name}{caption.suffix}"
     if not copy.exists() or copy.stat().st_mtime_ns < caption.stat().st_mtime_ns:
         write_atomically(copy, caption.read_bytes())
         for suffix in CAPTION_SUFFIXES:  # a caption that the new one replaces would win otherwise
             if suffix != caption.suffix:
                 copy.with_suffix(suffix).unlink(missing_ok=True)
+    return True
 
 
 def stamp(path: Path) -> dict[str, int]:

@@ -19,6 +19,7 @@ from modules.buckets import BucketIndex
 from modules.caption_text import CaptionProcessor
 from modules.captions import CaptionFiles, read_captions
 from modules.files import write_atomically
+from modules.repeats import folder_words as words_of_folder
 from modules.shard import Shard
 from modules.text_cache import EMPTY, TextCache
 from preprocess.job import Counts, track
@@ -41,6 +42,7 @@ def cache_text(
     suffix: str = "",
     prompt: str | None = None,
     trigger_word: str = "",
+    folder_words: bool = False,
     max_token_length: int = 75,
     clip_skip: int | None = None,
     batch_size: int = 16,
@@ -52,7 +54,8 @@ def cache_text(
 
     A final caption is `prefix`, the image's own or `prompt`, and `suffix`, with `trigger_word` in
     it, as the arguments of the run's dataset say; `max_token_length` and `clip_skip` are those of
-    its model. An image without a caption counts as empty. `shard` is as in `latent`.
+    its model. An image without a caption counts as empty, or with `folder_words` takes the words of
+    its folder `10_sks dog`, as `repeats: folders` does. `shard` is as in `latent`.
 
     Raises:
         ValueError: an argument is wrong, or there is no dataset or no model.
@@ -66,7 +69,9 @@ def cache_text(
     part = Shard.parse(shard)
     source = Path(directory)
     process = CaptionProcessor(prefix=prefix, suffix=suffix, trigger_word=trigger_word)
-    captions, failed = _final_captions(source, process, part, prompt=prompt)
+    captions, failed = _final_captions(
+        source, process, part, prompt=prompt, folder_words=folder_words
+    )
     place, precision = choose_device(device), choose_dtype(dtype)
     encoder = load(model, weights=TEXT_PIECES)
     set_prompts(encoder, max_token_length=max_token_length, clip_skip=clip_skip)
@@ -86,7 +91,12 @@ def cache_text(
 
 
 def _final_captions(
-    source: Path, process: CaptionProcessor, part: Shard, *, prompt: str | None
+    source: Path,
+    process: CaptionProcessor,
+    part: Shard,
+    *,
+    prompt: str | None,
+    folder_words: bool,
 ) -> tuple[dict[str, str], list[str]]:
     """Return the final captions by image, and a line for each that can't be read."""
     buckets = BucketIndex.load(source / "buckets.json").buckets
@@ -95,21 +105,21 @@ def _final_captions(
     if prompt is not None:
         return captions | dict.fromkeys(names, process.whole([prompt])), []
     failed: list[str] = []
-    several = 0
+    several = empty = 0
     files = CaptionFiles(source, names)
     for number, name in enumerate(names):
         path = files.path(number)
+        words = words_of_folder(name) if folder_words else ""
         try:
-            read = [""] if path is None else read_captions(path)
+            read = [words] if path is None else read_captions(path)
         except (ValueError, OSError) as error:
             failed.append(str(error))
             continue
         captions[name] = process.whole(read)
         several += len(read) > 1
-    if files.missing:
-        logger.info(
-            "%s: %d images have no caption; an empty one is encoded", source, len(files.missing)
-        )
+        empty += path is None and not words
+    if empty:
+        logger.info("%s: %d images have no caption; an empty one is encoded", source, empty)
     if several:
         logger.warning(
             "%s: %d images have several captions, so training can't use what is encoded here",

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from modules.models.base import DiffusionModel
+from modules.models.model import Model
 from modules.models.pieces import load_vae, save_piece
+from modules.models.spaces import Latents
+from modules.models.vae_file import save_vae_file
 
 
-class Autoencoder(DiffusionModel):
+class Autoencoder(Model):
     """The VAE of a model, or one by itself, called `vae` in module paths.
 
-    It has none of the verbs that need a denoiser or text encoders.
+    Without a denoiser and text encoders it can be trained and saved, and no more.
     """
 
     pipeline = "AutoencoderKL"
@@ -39,6 +41,15 @@ class Autoencoder(DiffusionModel):
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
         """Write a VAE's directory, as `AutoencoderKL.from_pretrained` and `model.vae` read it."""
         save_piece(self.vae, directory, dtype)
+
+    def check_single_file(self) -> None:
+        """Let it be: every AutoencoderKL can be written as one file."""
+
+    def save_single_file(
+        self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]
+    ) -> None:
+        """Write the VAE alone as one .safetensors in the original layout."""
+        save_vae_file(self.vae, path, dtype=dtype, metadata=metadata)
 
     def pieces(self) -> dict[str, Any]:
         return {"vae": self.vae}
@@ -69,6 +80,11 @@ class Autoencoder(DiffusionModel):
                     f"{self.vae_scale_factor}, which this VAE needs; run preprocess/bucketing.py "
                     "with a step that is one"
                 )
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of one position of the latents along a side."""
+        return Latents(self.vae).scale_factor
 
     @property
     def latent_channels(self) -> int:

@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
 from modules.models import layers
-from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
 from modules.models.fit import check_image_size
-from modules.models.folder import save_folder
 from modules.models.full_file import file_layout, save_single_file
 from modules.models.inpainting import find_side_channels
-from modules.models.patterns import matches
+from modules.models.model import Model
 from modules.models.portable import classic_name
 from modules.models.spaces import Latents, Pixels, Space
 from modules.models.text_encoder import TextEncoder
 from modules.objectives import Diffusion, objective_of
 
 
-class DiffusionModel:
+class DiffusionModel(Model):
     """The pieces of one checkpoint and the four things a trainer asks of them.
 
     A family is a subclass: it says what pieces there are and how prompts and images become the
     tensors of its denoiser.
     """
 
-    pipeline: str
-    """Its class in diffusers, as model_index.json names it; of the plain model on the class."""
-    piece_classes: ClassVar[Mapping[str, Any]]
-    """Classes of the pieces by their names in a checkpoint, which are those of `__init__`."""
-    absent: ClassVar[Mapping[str, Any]] = {}
-    """What a saved model_index.json says of pieces that the pipeline may have and we don't."""
     adapter_targets: ClassVar[Mapping[str, tuple[str, ...]]]
     """Classes in which adapters find Linear and 1x1 convolutions, by component."""
     conv_targets: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -50,9 +40,6 @@ class DiffusionModel:
 
     clip_skip: int = 1  # hidden states of the text encoders that are read, from the last one
     text_needs_gradients: bool = True
-    changed: frozenset[str] = frozenset()  # components that a network was merged into
-    scheduler_changes: Mapping[str, Any] = MappingProxyType({})  # since the checkpoint was loaded
-    prediction_source: str | None = "its scheduler"  # what says the type; None: nothing does
 
     def __init__(
         self,
@@ -63,40 +50,11 @@ class DiffusionModel:
         scheduler: Any,
         path: str,
     ):
-        self.denoiser = denoiser
-        self.text_encoders = list(text_encoders)
-        self.vae = vae
-        self.scheduler = scheduler
-        self.path = path
+        super().__init__(
+            denoiser=denoiser, text_encoders=text_encoders, vae=vae, scheduler=scheduler, path=path
+        )
         self.side_channels = find_side_channels(self)
         self.pipeline = self.side_channels.pipeline(self.pipeline)
-        self.checkpoint: Checkpoint | None = None
-        self._originals: Mapping[str, Callable[..., Any]] = {}
-
-    @classmethod
-    def from_checkpoint(
-        cls, checkpoint: Checkpoint, *, vae: str | None, weights: bool | Collection[str]
-    ) -> Self:
-        """Load the pieces of a checkpoint, or another VAE; without weights they stay on `meta`.
-
-        `weights` may name the pieces that are wanted whole: `text_encoder`.
-
-        Raises:
-            ValueError: pieces are missing, can't be read or don't fit together.
-        """
-        originals = piece_loaders(checkpoint, cls.piece_classes, vae=vae)
-        model = cls(
-            **{name: load(weights=is_wanted(name, weights)) for name, load in originals.items()},
-            scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
-            path=checkpoint.path,
-        )
-        model.checkpoint, model._originals = checkpoint, originals
-        model.prediction_source = checkpoint.prediction_source
-        return model
-
-    def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
-        """Write the pieces as a diffusers directory."""
-        save_folder(self, directory, dtype=dtype)
 
     def check_single_file(self) -> None:
         """Raise ValueError if there is no single file for models of this kind."""
@@ -107,52 +65,6 @@ class DiffusionModel:
     ) -> None:
         """Write the pieces as one .safetensors in the original layout."""
         save_single_file(self, path, dtype=dtype, metadata=metadata)
-
-    def pieces(self) -> dict[str, Any]:
-        """Everything that a checkpoint has a folder for, but the scheduler, by its name there."""
-        found: dict[str, Any] = {"unet": self.denoiser}
-        for number, encoder in enumerate(self.text_encoders):
-            ending = f"_{number + 1}" if number else ""
-            found[f"text_encoder{ending}"] = encoder.module
-            found[f"tokenizer{ending}"] = encoder.tokenizer
-        return found if self.vae is None else {**found, "vae": self.vae}
-
-    def as_trained(self, name: str) -> Any:
-        """A piece as it should be saved: read again from the checkpoint if it was not changed."""
-        if self.is_changed(name) or name not in self._originals:
-            return self.pieces()[name]
-        return self._originals[name]()
-
-    def is_changed(self, name: str) -> bool:
-        """Whether a piece is trained, or a network was merged into it."""
-        piece, components = self.pieces()[name], self.components()
-        return any(parameter.requires_grad for parameter in piece.parameters()) or any(
-            components[component] is piece for component in self.changed
-        )
-
-    def scheduler_config(self) -> dict[str, Any]:
-        """The checkpoint's scheduler, with what training changed of it."""
-        own = self.checkpoint.scheduler_config() if self.checkpoint else self.scheduler.config
-        config = {**own, **self.scheduler_changes}
-        if config.get("rescale_betas_zero_snr"):  # not every scheduler knows it, DDIM does
-            config["_class_name"] = "DDIMScheduler"
-        return config
-
-    def use_scheduler(self, scheduler: Any) -> None:
-        """Take over the schedule that is trained for: images are drawn and the model saved so."""
-        before, after = self.scheduler.config, scheduler.config
-        changes = {key: value for key, value in after.items() if before.get(key) != value}
-        self.scheduler_changes = {**self.scheduler_changes, **changes}
-        self.scheduler = scheduler
-
-    def mark_changed(self, paths: Iterable[str]) -> None:
-        """Note that weights on these paths are no longer the checkpoint's, though not trained."""
-        self.changed |= {c for c in self.components() for path in paths if matches(path, c)}
-
-    def components(self) -> dict[str, nn.Module]:
-        """The trainable pieces by the first part of their module path."""
-        encoders = {f"text_encoders.{i}": te.module for i, te in enumerate(self.text_encoders)}
-        return {"unet": self.denoiser, **encoders}
 
     def describe(self) -> str:
         """What it is, in a few words."""
@@ -170,9 +82,10 @@ class DiffusionModel:
         Raises:
             ValueError: it doesn't.
         """
-        sample = dataset[0]
-        self.space.check(sample)
-        self.side_channels.check(sample)
+        several = getattr(dataset, "first_samples", None)  # of a mixture
+        for sample in several() if several else [dataset[0]]:
+            self.space.check(sample)
+            self.side_channels.check(sample)
 
     # -- the four verbs ---------------------------------------------------------------------
 
@@ -261,21 +174,9 @@ class DiffusionModel:
 
     # -- finding modules --------------------------------------------------------------------
 
-    def idle_paths(self) -> Sequence[str]:
-        """Parts of the components, by module path, that have no effect on the denoiser."""
-        return ()
-
-    def parameters_matching(self, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
-        """Parameters of the base by module path; see `modules.models.layers`."""
-        return layers.parameters_matching(self, patterns)
-
     def adapter_layers(self, patterns: Iterable[str], *, conv: bool) -> dict[str, nn.Module]:
         """Layers for an adapter by module path; see `modules.models.layers`."""
         return layers.adapter_layers(self, patterns, conv=conv)
-
-    def module_paths(self) -> Iterator[str]:
-        """Paths of all modules of all components."""
-        return layers.module_paths(self)
 
     def classic_path(self, component: str, path: str) -> str:
         """A module's path within its component as adapter files have it."""

@@ -12,10 +12,10 @@ from modules.models.pieces import save_piece, write_json
 from modules.models.portable import save_text_encoder, save_tokenizer
 
 if TYPE_CHECKING:
-    from modules.models.base import DiffusionModel
+    from modules.models.model import Model
 
 
-def save_folder(model: DiffusionModel, directory: Path, *, dtype: torch.dtype) -> None:
+def save_folder(model: Model, directory: Path, *, dtype: torch.dtype) -> None:
     """Write every piece in `dtype`, the scheduler and model_index.json.
 
     What was not trained is read again from the checkpoint, since the one in memory may have been
@@ -33,7 +33,7 @@ def save_folder(model: DiffusionModel, directory: Path, *, dtype: torch.dtype) -
     write_json(directory / "model_index.json", _index(model, scheduler))
 
 
-def _index(model: DiffusionModel, scheduler: dict[str, Any]) -> dict[str, Any]:
+def _index(model: Model, scheduler: dict[str, Any]) -> dict[str, Any]:
     original = model.checkpoint.index if model.checkpoint else {}  # its switches are kept
     index = {
         **{key: value for key, value in original.items() if isinstance(value, bool)},

@@ -39,7 +39,7 @@ def save_single_file(
     layout = file_layout(model)
     tensors = file_tensors(model, dtype=dtype)
     described = {**_describe(model, layout, path.stem), **metadata, "format": "pt"}
-    configs = unpublished_configs(model.pieces(), _schedule(model), layout)
+    configs = unpublished_configs(model.pieces(), model.scheduler_config(), layout)
     if configs:
         described[CONFIGS_KEY] = json.dumps(configs, ensure_ascii=False)
     save_file(tensors, path, metadata=described)
@@ -49,7 +49,7 @@ def file_tensors(
     model: DiffusionModel, *, dtype: torch.dtype, device: str = "cpu"
 ) -> dict[str, Tensor]:
     """The tensors of a model by their names in a file."""
-    layout, scheduler = file_layout(model), _schedule(model)
+    layout, scheduler = file_layout(model), model.scheduler_config()
     tensors: dict[str, Tensor] = {}
     for name in layout.prefixes:
         tensors |= _piece_tensors(name, model, layout, dtype, device)
@@ -69,11 +69,6 @@ def file_layout(model: DiffusionModel) -> Layout:
     config = getattr(model.denoiser, "config", None)
     linear = getattr(config, "use_linear_projection", False)
     return layout_of(model.pipeline, linear_projection=linear)
-
-
-def _schedule(model: DiffusionModel) -> dict[str, Any]:
-    """The scheduler's settings; a VAE alone has none."""
-    return {} if model.scheduler is None else model.scheduler_config()
 
 
 def _piece_tensors(
@@ -120,20 +115,15 @@ def _unused(
 
 def _describe(model: DiffusionModel, layout: Layout, title: str) -> dict[str, str]:
     """The fields of ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec."""
-    described = {
+    velocity = model.scheduler.config.prediction_type == "v_prediction"
+    architecture, (width, height) = layout.architecture, model.image_size(None, None)
+    if velocity and layout.name == "sd2":
+        architecture = "stable-diffusion-v2-768-v"
+    return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": layout.architecture,
+        "modelspec.architecture": architecture,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": title,
-    }
-    if model.scheduler is None:
-        return described
-    velocity = model.scheduler.config.prediction_type == "v_prediction"
-    width, height = model.image_size(None, None)
-    if velocity and layout.name == "sd2":
-        described["modelspec.architecture"] = "stable-diffusion-v2-768-v"
-    return {
-        **described,
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.prediction_type": "v" if velocity else "epsilon",
     }

@@ -30,7 +30,7 @@ PICTURE, MASK = "picture", "inpaint"
 
 def find_side_channels(model: DiffusionModel) -> SideChannels:
     """What a model has behind its latents, as the number of its input channels tells."""
-    if model.vae is None or model.denoiser is None:
+    if model.vae is None:
         return NoSideChannels()
     latents = Latents(model.vae)
     if model.denoiser.config.in_channels == latents.channels + 1 + latents.channels:

@@ -12,9 +12,10 @@ from modules.models.patterns import matches, no_match
 
 if TYPE_CHECKING:
     from modules.models.base import DiffusionModel
+    from modules.models.model import Model
 
 
-def parameters_matching(model: DiffusionModel, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
+def parameters_matching(model: Model, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
     """Parameters of the base by module path, where a pattern matches.
 
     Raises:
@@ -74,19 +75,19 @@ def adapter_layers(
     return {path: layer for path, layer in found.items() if not is_idle(model, path)}
 
 
-def module_paths(model: DiffusionModel) -> Iterator[str]:
+def module_paths(model: Model) -> Iterator[str]:
     """Paths of all modules of all components."""
     for component, module in model.components().items():
         yield component
         yield from (f"{component}.{name}" for name, _ in module.named_modules() if name)
 
 
-def is_idle(model: DiffusionModel, path: str) -> bool:
+def is_idle(model: Model, path: str) -> bool:
     """Whether a part of the model has no effect on what the denoiser gets, and so can't learn."""
     return any(matches(path, idle) for idle in model.idle_paths())
 
 
-def _check_reached(model: DiffusionModel, pattern: str, paths: Iterable[str]) -> None:
+def _check_reached(model: Model, pattern: str, paths: Iterable[str]) -> None:
     if all(is_idle(model, path) for path in paths):
         raise ValueError(
             f"{pattern!r} names only parts without effect on the images, which can't be trained: "

@@ -63,13 +63,6 @@ SDXL = Layout(
     architecture="stable-diffusion-xl-v1-base",
 )
 
-VAE_ALONE = Layout(
-    name="sd1",
-    pipeline="AutoencoderKL",
-    inpainting="",
-    prefixes={"vae": ""},
-    architecture="stable-diffusion-v1/vae",
-)
 LAYOUTS = {layout.name: layout for layout in (SDXL, SD2, SD1)}
 
 _OTHERS = {
@@ -134,8 +127,6 @@ def layout_of(pipeline: str, *, linear_projection: bool) -> Layout:
         return SDXL
     if pipeline in (SD1.pipeline, SD1.inpainting):
         return SD2 if linear_projection else SD1
-    if pipeline == VAE_ALONE.pipeline:
-        return VAE_ALONE
     raise ValueError(f"models of {pipeline} can't be written as one file; use format: diffusers")
 
 

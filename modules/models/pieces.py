@@ -145,8 +145,9 @@ def has_vae(path: str) -> bool:
     """Whether a path may have a VAE: it is no whole model whose index lists none."""
     for directory in (Path(path), _ROOT / path):
         if directory.exists():
-            is_whole = (directory / "model_index.json").is_file()
-            return not is_whole or "vae" in read_index(directory, path)
+            is_alone = not (directory / "model_index.json").is_file()
+            own = (directory / "vae").is_dir()
+            return is_alone or own or "vae" in read_index(directory, path)
     from diffusers import DiffusionPipeline
 
     try:

@@ -73,7 +73,7 @@ class TextEncoder:
         """How many tokens a caption has, start and end not counted, and how many are read."""
         tokenizer = self._extended or self.tokenizer
         ids = tokenizer(self._spell_out(caption), add_special_tokens=False).input_ids
-        length = self.max_length - 2
+        length = self.max_length - tokenizer.num_special_tokens_to_add()
         if self.chunks == 1:
             return len(ids), min(len(ids), length)
         read = split_chunks(ids, length=length, comma=self._comma)[: self.chunks]

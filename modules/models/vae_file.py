@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
 
 from modules.models.filling import check_tensors, fill, make_module
 from modules.models.layouts import SD1, UNET, VAE, published_config
-from modules.models.original_names import Place, vae_places
+from modules.models.original_names import Place, pack, vae_places
 from modules.models.single_file import SingleFile
 from modules.models.tensor_file import open_tensors
-from modules.models.unpublished import own_configs
+from modules.models.unpublished import CONFIGS_KEY, own_configs, unpublished_configs
 
 
 def load_vae_file(file: Path, path: str, *, config: Mapping[str, Any], weights: bool) -> Any:
@@ -40,6 +43,18 @@ def load_vae_file(file: Path, path: str, *, config: Mapping[str, Any], weights: 
         with stored.reading() as read:
             fill(vae, where, read)
     return vae
+
+
+def save_vae_file(vae: Any, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+    """Write an AutoencoderKL alone in the original layout, as AUTOMATIC1111 and ComfyUI read it.
+
+    Its config goes into the metadata as far as it isn't SD1's.
+    """
+    own = {key: tensor.detach().to("cpu", dtype) for key, tensor in vae.state_dict().items()}
+    packed = pack(own, vae_places(vae, own))
+    configs = unpublished_configs({"vae": vae}, {}, SD1)
+    brought = {CONFIGS_KEY: json.dumps(configs)} if configs else {}
+    save_file(packed, path, metadata={**metadata, **brought, "format": "pt"})
 
 
 def _places(vae: Any, names: Mapping[str, Any]) -> dict[str, Place]:

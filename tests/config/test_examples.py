@@ -7,10 +7,14 @@ import pytest
 import tiny
 import tiny_if
 import tiny_inpaint
+import torch
+from probes import perturb
 from tiny import save_dataset, save_sd
 
 import main
+from modules.models import load
 from modules.yaml_text import parse
+from networks.lora import LoRA
 
 ROOT = Path(main.__file__).parent
 EXAMPLES = sorted(
@@ -34,39 +38,64 @@ MAKERS = {
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    """A directory with models and a dataset."""
+    """A directory with models, a dataset, and a LoRA of UNet and text encoder."""
     place = tmp_path_factory.mktemp("examples")
     save_sd(place / "model")
     for stem, make in MAKERS.items():
         save_sd(place / stem, make=make)
     save_dataset(place / "data", side_inputs=True, features=768)
+    network = LoRA(rank=2, targets=["unet", "text_encoders"])
+    network.attach(load(str(place / "model")))
+    perturb(network, scale=0.01)
+    network.save(place / "lora.safetensors", dtype=torch.float16, metadata={})
     return place
 
 
-def more_paths(path: Path) -> list[str]:
-    """Keys of an example that want further datasets."""
-    return ["prior.args.path"] if path.stem == "dreambooth" else []
+MORE = {
+    "dreambooth": {"prior.args.path": "data"},
+    "several_networks": dict.fromkeys(
+        ["networks.merged.resume", "networks.kept.resume"], "lora.safetensors"
+    ),
+}
+"""Further files of the material that examples want, by key."""
+
+
+def dataset_keys(path: Path) -> list[str]:
+    """Where an example wants the directories of its datasets."""
+    if path.stem == "several_datasets":
+        return [f"dataset.args.datasets.{number}.path" for number in range(2)]
+    return ["dataset.args.path"]
 
 
 def test_their_number():
     assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
+        "augmentation.yaml",
+        "captions.yaml",
         "controlnet.yaml",
         "deepfloyd_if.yaml",
         "dora.yaml",
         "dreambooth.yaml",
+        "ema.yaml",
         "finetune.yaml",
         "finetune_single_file.yaml",
         "hypernetwork.yaml",
         "inpainting.yaml",
+        "large_batch.yaml",
         "locon.yaml",
         "loha.yaml",
         "lokr.yaml",
         "lora.yaml",
         "lora_text_encoder.yaml",
+        "objective.yaml",
         "pfg.yaml",
+        "pivotal_tuning.yaml",
+        "rslora.yaml",
         "sdxl_lora.yaml",
+        "several_datasets.yaml",
+        "several_networks.yaml",
         "textual_inversion.yaml",
         "vae.yaml",
+        "zero_terminal_snr.yaml",
     ]
 
 
@@ -76,7 +105,7 @@ def test_an_example_trains(path, material, tmp_path):
         [
             str(path),
             f"model.path={material / (path.stem if path.stem in MAKERS else 'model')}",
-            f"dataset.args.path={material / 'data'}",
+            *(f"{key}={material / 'data'}" for key in dataset_keys(path)),
             f"save.directory={tmp_path}",
             "train.max_train_steps=2",
             "train.max_train_epochs=null",
@@ -85,7 +114,7 @@ def test_an_example_trains(path, material, tmp_path):
             "sample.width=32",
             "sample.height=32",
             "sample.num_inference_steps=2",
-            *(f"{key}={material / 'data'}" for key in more_paths(path)),
+            *(f"{key}={material / file}" for key, file in MORE.get(path.stem, {}).items()),
         ]
     )
     assert status == 0
@@ -104,9 +133,10 @@ def test_an_example_trains(path, material, tmp_path):
     elif not networks:
         index = "config.json" if path.stem == "vae" else "model_index.json"
         assert (run / path.stem / index).is_file()
-    for name, network in networks.items():
+    trained = {name: each for name, each in networks.items() if each.get("train", True)}
+    for name, network in trained.items():
         ending = WRITTEN.get(network["module"], ".safetensors")
-        stem = path.stem if len(networks) == 1 else f"{path.stem}-{name}"
+        stem = path.stem if len(trained) == 1 else f"{path.stem}-{name}"
         assert (run / f"{stem}{ending}").is_file()
 
 
@@ -114,7 +144,7 @@ def test_an_example_trains(path, material, tmp_path):
 def test_an_example_says_how_it_is_run(path, capsys):
     text = path.read_text(encoding="utf-8")
     name = path.relative_to(ROOT).as_posix()
-    command = f"#   python main.py {name} model.path=<model> dataset.args.path=<dataset>"
+    command = f"#   python main.py {name} model.path=<model> {dataset_keys(path)[0]}=<dataset>"
     assert any(line.startswith(command) for line in text.splitlines()[:3])
     assert len(text.splitlines()) <= 50
     assert main.main([str(path)]) == 2
@@ -123,8 +153,8 @@ def test_an_example_says_how_it_is_run(path, capsys):
     assert first == f"{path} is not a valid config:"
     assert [fault.partition(" (line ")[0].strip() for fault in faults] == [
         "model.path",
-        "dataset.args.path",
-        *more_paths(path),
+        *dataset_keys(path),
+        *MORE.get(path.stem, {}),
     ]
     assert all(fault.endswith(advice) for fault in faults)
 

@@ -32,7 +32,10 @@ SECTIONS = {
     "`sample`": schema.SampleConfig,
 }
 COMPONENTS = {
-    "`modules.dataset.LatentDataset`": "modules.dataset.LatentDataset",
+    "`modules.dataset.LatentDataset`, `modules.dataset.ImageDataset`": (
+        "modules.dataset.ImageDataset"
+    ),
+    "`modules.mixture.Mixture`": "modules.mixture.Mixture",
     "`networks.lora.LoRA`, `networks.loha.LoHa`, `networks.lokr.LoKr`": "networks.loha.LoHa",
     "`networks.lora.LoRA`": "networks.lora.LoRA",
     "`networks.lokr.LoKr`": "networks.lokr.LoKr",
@@ -145,7 +148,7 @@ def test_the_examples_are_right(name):
     text = (ROOT / "config" / name).read_text(encoding="utf-8")
     text = text.partition("```python")[0]  # behind it, parts of one's own: test_plugging_in.py
     examples = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(examples) == len(dataclasses.fields(Config))
+    assert len(examples) == len(dataclasses.fields(Config)) + 1  # of them Mixture's
     for example in examples:
         faults = Faults()
         values = parse(example)[0]
@@ -159,6 +162,8 @@ def test_the_examples_are_right(name):
         for where, component in components:
             supplied = SUPPLIED | {"params", "lr"}
             assert argument_faults(where, component.module, component.args, supplied) == []
+            if component.module == "modules.mixture.Mixture":
+                assert resolve(component.module).find_faults(where, component.args) == []
 
 
 def test_both_languages_have_the_same_examples():

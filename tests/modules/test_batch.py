@@ -47,3 +47,12 @@ def test_moving_reaches_extras():
     assert batch.latents.device.type == "meta"
     assert batch.extras["pfg"].device.type == "meta"
     assert batch.names == ["a"]
+
+
+def test_weights_multiply_losses_and_repeat_with_their_images():
+    alike = collate([sample("a"), sample("b")])
+    assert alike.loss_weight is None
+    assert alike.weigh(torch.tensor([2.0, 3.0])).tolist() == [2.0, 3.0]
+    batch = collate([sample("a"), sample("b", loss_weight=0.25)]).repeat(2)
+    assert batch.loss_weight.tolist() == [1.0, 1.0, 0.25, 0.25]
+    assert batch.weigh(torch.full((4,), 2.0)).tolist() == [2.0, 2.0, 0.5, 0.5]

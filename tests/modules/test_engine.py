@@ -6,7 +6,9 @@ import pytest
 import tiny
 import torch
 
-from modules.engine import prepare_modules, set_attention
+import main
+from modules.engine import create_accelerator, prepare_modules, set_attention
+from modules.errors import ConfigError
 from modules.models.autoencoder import Autoencoder
 from networks.lora import LoRA
 

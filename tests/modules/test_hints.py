@@ -1,13 +1,15 @@
 import dataclasses
 import inspect
 
+import pytest
+
 from modules.config import Config
 from modules.dataset import LatentDataset
 from modules.foreign_names import FOREIGN_NAMES, PLACES
-from modules.hints import nearest
+from modules.hints import key_hint, nearest
 from modules.objectives import Diffusion
 from modules.samplers import GridSampler
-from modules.sections import EmaConfig, PriorConfig
+from modules.sections import EmaConfig, PriorConfig, TrainConfig
 from networks.lora import LoRA
 
 
@@ -29,3 +31,20 @@ def test_every_hint_leads_to_a_name_that_exists():
     arguments = known | {"betas", "weight_decay"}
     assert {name for name in PLACES if name not in arguments} == set()
     assert all(place.endswith(f".args.{name}") for name, place in PLACES.items())
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("ip_noise_gamma", "objective.args.input_perturbation"),
+        ("multires_noise_discount", "objective.args.pyramid_noise"),
+        ("flip_aug", "dataset.args.flip"),
+        ("loss_type", "objective.args.loss"),
+        ("zero_terminal_snr", "objective.args.zero_terminal_snr"),
+        ("scale_weight_norms", "networks.<name>.args.max_norm"),
+        ("prior_loss_weight", "prior.loss_weight"),
+        ("ema_decay", "ema.decay"),
+    ],
+)
+def test_other_trainers_options_of_training_are_known(key, place):
+    assert key_hint(key, ("train",), TrainConfig, Config) == f"; did you mean '{place}'?"

@@ -14,8 +14,10 @@ from diffusers import DiffusionPipeline, StableDiffusionControlNetInpaintPipelin
 from families import BOTH, IMAGES, NETWORKS
 from PIL import Image
 
+from modules import models
 from modules.config import load
 from modules.errors import ConfigError
+from modules.models.full_file import save_single_file
 from modules.trainer import Trainer
 from networks.controlnet import read_controlnet
 from preprocess.class_images import class_images
@@ -67,6 +69,22 @@ def test_full_training_saves_an_inpainting_model(assemble, family):
     assert torch.equal(saved, trainer.model.denoiser.conv_in.weight)
     moved = (saved - before).abs().amax(dim=(0, 2, 3)) > 0
     assert moved.tolist() == [True] * 9
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_one_file_is_trained_to_one_file(assemble, material, tmp_path, family):
+    source = tmp_path / "source.safetensors"
+    save_single_file(models.load(str(material / family)), source, dtype=torch.float32)
+    trainer = assemble(
+        model={"path": str(source), "trainable": ["unet"]},
+        save={"directory": str(tmp_path / "output"), "format": "single_file", "dtype": "fp32"},
+    )
+    trainer.train()
+    trained = models.load(str(trainer.directory / "run.safetensors"))
+    assert trained.pipeline == trainer.model.pipeline
+    saved, own = trained.denoiser.state_dict(), trainer.model.denoiser.state_dict()
+    assert own["conv_in.weight"].shape[1] == 9
+    assert all(torch.equal(saved[key], own[key]) for key in own)
 
 
 def test_a_controlnet_sees_the_sample_alone(assemble):

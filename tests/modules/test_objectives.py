@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from torch.nn.functional import interpolate
 
+from modules.noise import pyramid_noise
 from modules.objectives import OBJECTIVES, Epsilon, VPrediction, masked_mean
 
 
@@ -191,6 +193,22 @@ def test_pyramid_noise_is_coarser_and_of_the_same_size(scheduler):
     assert neighbours(coarse) > 0.1
     far = (coarse[..., :24] * coarse[..., 24:]).mean()  # levels of few values reach everywhere
     assert far > 5 * (plain[..., :24] * plain[..., 24:]).mean().abs()
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_pyramid_noise_is_its_closed_form(levels):
+    """noise + sum of discount^level times coarser noise, divided by its std (Whitaker 2023)."""
+    noise = torch.randn(2, 3, 32, 24)
+    torch.manual_seed(4)
+    found = pyramid_noise(noise, 0.4, levels=levels)
+    torch.manual_seed(4)
+    factors = (2 + 2 * torch.rand(levels)).tolist()
+    expected, height, width = noise, 32, 24
+    for level, factor in enumerate(factors, start=1):
+        height, width = int(height / factor), int(width / factor)
+        coarse = interpolate(torch.randn(2, 3, height, width), (32, 24), mode="bilinear")
+        expected = expected + 0.4**level * coarse
+    assert torch.allclose(found, expected / expected.std(), atol=1e-6)
 
 
 def test_input_perturbation_noises_the_input_alone(scheduler):

@@ -139,3 +139,11 @@ def test_faults_of_sections():
     ]
     assert whole.speed == 1.0
     assert section(3)[1][0] == ": 3 is not a section with keys of its own"
+
+
+def test_a_value_left_out_is_found_where_anything_may_stand():
+    converted, faults = both({"list": [{"a": 1}, {"a": "???"}], "text": "why???"}, Any)
+    assert converted is INVALID
+    advice = "??? stands for a value of yours; set it here or on the command line"
+    assert faults == [f"x.list.1.a: {advice}"]
+    assert both([{"a": 1}], Any) == ([{"a": 1}], [])

@@ -97,7 +97,7 @@ def test_captions_that_are_not_the_cached_ones_are_encoded_live(cached, caplog):
         return collate([LatentDataset(str(cached), **options)[0]]).text
 
     assert set(text()) == {"encoder_hidden_states"}
-    assert caplog.text == ""
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert text(prefix="") == {}
     assert "4 of 4 captions are not the cached ones: image000, image001," in caplog.text
     assert "run preprocess/latent.py --text, with the prefix and prompt of the run" in caplog.text

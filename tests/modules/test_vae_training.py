@@ -391,6 +391,19 @@ def test_settings_of_drawn_images_are_named(vae_config):
     ]
 
 
+def test_settings_of_other_parts_of_the_model_are_named(vae_config, capfd):
+    from modules.console import set_up_logging
+
+    set_up_logging()
+    path = vae_config(model={"trainable": DECODER, "clip_skip": 2, "prediction_type": "epsilon"})
+    Trainer.from_config(load(path), check=True)
+    lines = [line for line in capfd.readouterr().out.splitlines() if "warning" in line]
+    assert lines == [
+        "warning: model.prediction_type has no effect where the VAE is trained",
+        "warning: model.clip_skip has no effect where the VAE is trained",
+    ]
+
+
 def test_the_plan_is_shown_and_nothing_is_trained(vae_config, caplog, monkeypatch, tmp_path):
     import logging
 
@@ -399,6 +412,7 @@ def test_the_plan_is_shown_and_nothing_is_trained(vae_config, caplog, monkeypatc
         assert Trainer.from_config(load(vae_config(sample={})), check=True) is None
     assert "its VAE alone; UNet and text encoders are not loaded" in caplog.text
     assert "trained    vae: " in caplog.text
+    assert "dropped in this epoch" not in caplog.text  # there is no caption to drop
     assert f"{tmp_path / 'output' / 'run'}: run/" in caplog.text
     assert not (tmp_path / "output").exists()
 

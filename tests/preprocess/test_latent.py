@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 
 from modules.dataset import LatentDataset
 from modules.models.pieces import load_vae
+from preprocess.bucketing import bucketing
 from preprocess.latent import latent, main
 from preprocess.vae_encoder import VAEEncoder
 
@@ -132,6 +135,83 @@ def test_decoder_is_no_part_of_the_key(tmp_path, model):
     assert VAEEncoder(vae, **cpu).fingerprint == VAEEncoder(load_vae(model), **cpu).fingerprint
     other = VAEEncoder(make_vae(seed=1), **cpu).fingerprint
     assert other != VAEEncoder(load_vae(model), **cpu).fingerprint
+
+
+def flipped(dataset, name):
+    return np.load(dataset / "latents_flipped" / f"{name}.npy", allow_pickle=False)
+
+
+def test_flipped_latents_are_those_of_mirrored_images(dataset, model):
+    assert counts(latent(directory=dataset, model=model, flip=True)) == (8, 0, 0)
+    plain = {name: load(dataset, name) for name in ("a", "sub/b.1", "c", "d")}
+    vae = load_vae(model)
+    encoder = VAEEncoder(vae, device=torch.device("cpu"), dtype="fp32")
+    for name, latents in plain.items():
+        path = dataset / "images" / f"{name}.png"
+        pixels = torch.from_numpy(np.asarray(Image.open(path)) / 127.5 - 1).float()
+        seed = int(hashlib.sha256(path.read_bytes()).hexdigest()[:15], 16)
+        for values, image in ((latents, pixels), (flipped(dataset, name), pixels.flip(1))):
+            expected = encoder.encode(image.permute(2, 0, 1)[None], [seed])[0]
+            np.testing.assert_allclose(values, expected, atol=1e-5)
+        mirrored = latents[..., ::-1]
+        assert np.abs(flipped(dataset, name) - mirrored).max() > 0.1  # a VAE is not equivariant
+    assert counts(latent(directory=dataset, model=model, flip=True)) == (0, 8, 0)
+
+
+def test_flip_adds_to_latents_that_are_there(dataset, model):
+    latent(directory=dataset, model=model)
+    assert counts(latent(directory=dataset, model=model, flip=True)) == (4, 4, 0)
+    (dataset / "latents_flipped" / "c.npy").unlink()
+    draw(dataset / "images" / "a.png", (16, 16), seed=99)
+    old = flipped(dataset, "a")
+    assert counts(latent(directory=dataset, model=model, flip=True)) == (3, 5, 0)
+    assert not np.allclose(flipped(dataset, "a"), old)
+    shutil.copytree(dataset / "latents_flipped", dataset / "latents", dirs_exist_ok=True)
+    assert counts(latent(directory=dataset, model=model, flip=True)) == (4, 4, 0)
+
+
+def test_an_image_that_fails_is_named_once_with_flip(dataset, model):
+    (dataset / "images" / "a.png").write_bytes(b"no image")
+    assert counts(latent(directory=dataset, model=model, flip=True)) == (6, 0, 1)
+
+
+def test_dataset_wants_flipped_latents_of_the_same_vae_and_image(dataset, model, tmp_path):
+    latent(directory=dataset, model=model)
+    with pytest.raises(ValueError, match=r"latents_flipped: 4 of 4 missing: .*latent\.py --flip"):
+        LatentDataset(str(dataset), prompt="", flip=0.5)
+    latent(directory=dataset, model=model, flip=True)
+    LatentDataset(str(dataset), prompt="", flip=0.5).check_latent_shapes(2, 4)
+    draw(dataset / "images" / "c.png", (16, 24), seed=99)
+    latent(directory=dataset, model=model)
+    message = r"latents_flipped: 1 of 4 are of another VAE.* in latents: c; run .* --flip"
+    with pytest.raises(ValueError, match=message):
+        LatentDataset(str(dataset), prompt="", flip=0.5)
+    make_vae(seed=1).save_pretrained(tmp_path / "other")
+    latent(directory=dataset, model=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="4 of 4 are of another VAE"):
+        LatentDataset(str(dataset), prompt="", flip=0.5)
+    LatentDataset(str(dataset), prompt="")  # without flip they don't matter
+    latent(directory=dataset, model=str(tmp_path / "other"), flip=True)
+    np.save(dataset / "latents_flipped" / "d.npy", np.zeros((4, 8, 9), dtype=np.float32))
+    dataset = LatentDataset(str(dataset), prompt="", flip=0.5)
+    with pytest.raises(ValueError, match=r"latents_flipped/d\.npy: shape \(4, 8, 9\) .* --flip"):
+        dataset.check_latent_shapes(2, 4)
+
+
+def test_bucketing_an_image_anew_takes_both_of_its_latents(model, tmp_path):
+    draw(tmp_path / "photos" / "a.png", (80, 80), seed=0)
+    data, sizes = tmp_path / "data", {"resolution": 64, "min_length": 64, "max_length": 64}
+    bucketing(directory=tmp_path / "photos", output=data, **sizes)
+    latent(directory=data, model=model, flip=True)
+    draw(tmp_path / "photos" / "a.png", (80, 80), seed=1)
+    bucketing(directory=tmp_path / "photos", output=data, **sizes)
+    assert not list(data.rglob("a.npy"))
+
+
+def test_flip_on_the_command_line(dataset, model, capsys):
+    assert main(["-d", str(dataset), "-m", model, "--flip"]) == 0
+    assert "latents: 8 encoded, 0 kept, 0 failed" in capsys.readouterr().out
+    assert flipped(dataset, "c").shape == (4, 12, 8)
 
 
 def test_latents_of_unknown_origin_are_replaced(dataset, model, caplog):

@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from modules import models
+from modules.dataset import LatentDataset
 from modules.text_cache import EMPTY
 from preprocess.latent import main
 from preprocess.text_cache import TEXT_PIECES, cache_text
@@ -183,3 +184,19 @@ def test_wrong_arguments(dataset, model_directory, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             cache_text(**{"directory": dataset, "model": str(model_directory), **options})
+
+
+def test_images_take_the_words_of_their_folder(tmp_path, model_directory):
+    directory = tiny.save_dataset(tmp_path / "data", {(32, 32): 2})
+    for folder, suffix in (("latents", "npy"), ("captions", "caption")):
+        for number in range(2):
+            file = directory / folder / f"image{number:03d}.{suffix}"
+            target = directory / folder / "3_red cat" / f"{number}.{suffix}"
+            target.parent.mkdir(exist_ok=True)
+            file.rename(target)
+    (directory / "buckets.json").write_text('{"(32, 32)": ["3_red cat/0", "3_red cat/1"]}')
+    (directory / "captions" / "3_red cat" / "0.caption").unlink()
+    cache_text(directory=directory, model=str(model_directory), folder_words=True)
+    assert entries(directory)["3_red cat/0"]["caption"] == "red cat"
+    dataset = LatentDataset(str(directory), repeats="folders", text_cache=True)
+    assert all(dataset[index].text for index in range(6))

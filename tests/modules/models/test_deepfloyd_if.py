@@ -82,6 +82,7 @@ def test_a_saved_model_is_the_same_in_diffusers(directory):
         states = model.encode_prompts(Batch(captions=CAPTIONS))["encoder_hidden_states"]
         expected, _ = pipeline.encode_prompt(CAPTIONS, device="cpu")
         assert states.shape == (2, 77, 24)
+        assert model.text_encoders[0].token_count("cat " * 90) == (90, 76)  # and an end
         assert torch.equal(states, expected)
         prediction = model.denoise(
             DenoiserInputs(sample=sample, timestep=timestep, encoder_hidden_states=states)
@@ -296,6 +297,7 @@ def test_a_trained_unet_is_drawn_from_with_a_fixed_variance(assemble, directory)
         assert sheet.height > 24
 
 
+@pytest.mark.slow
 def test_four_pictures_are_learned(assemble, directory, tmp_path):
     place = tmp_path / "data"
     captions = ("a red cat", "a blue dog", "a photo of the mat", "the cat on the mat")

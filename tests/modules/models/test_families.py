@@ -81,6 +81,9 @@ def test_every_network_trains_two_steps(family, everything, write_config, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [name for name, one in FAMILIES.items() if one.learns_noise], indirect=True
+)
 def test_four_pictures_are_overfitted(family, everything, write_config):
     """The loss on them falls below a tenth of what it was."""
     path = write(

@@ -80,7 +80,8 @@ def test_a_single_file_with_another_vae_is_saved_with_it(tmp_path, vae):
 
 
 def test_a_vae_alone_is_written_and_read_again(tmp_path, vae):
-    save_single_file(Autoencoder(vae), tmp_path / "vae.safetensors", dtype=torch.float32)
+    whole = Autoencoder(vae)
+    whole.save_single_file(tmp_path / "vae.safetensors", dtype=torch.float32, metadata={})
     loaded = load_vae(str(tmp_path / "vae.safetensors"))
     assert equal(loaded, vae)
     assert loaded.config.scaling_factor == vae.config.scaling_factor
