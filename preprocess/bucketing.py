@@ -19,12 +19,13 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from modules.buckets import LIMITS, BucketIndex, Size, assign, make_buckets
+from modules.buckets import LIMITS, Size, assign, make_buckets
 from modules.dataset_folder import flipped_folder
 from modules.files import write_atomically
 from modules.images import open_image, read_size, resize_and_crop
 from modules.journal import Journal
 from modules.shard import Shard
+from preprocess.bucketed_files import image_file, open_journal, write_index
 from preprocess.job import make_parser, run_command, run_in_processes, track
 from preprocess.metadata import carry_captions
 from preprocess.sources import Task, find_images, name_images, stamp
@@ -90,8 +91,9 @@ def bucketing(
     }
     limits = asdict(LIMITS[family]) | {k: v for k, v in given.items() if v is not None}
     buckets = make_buckets(**limits, step=step)
-    tasks = [t for t in name_images(find_images(source, target)) if part.owns(t.name)]
-    journal = _open_journal(target, part)
+    images = name_images(find_images(source, target))
+    tasks = [task for task in images if part.owns(task.name)]
+    journal = open_journal(target, part)
     finished, pending = _sort_out(tasks, journal, target=target, buckets=buckets)
     skipped, failed = len(finished), []
     if sum(task.path.stat().st_size for task in pending) < _WORTH_PROCESSES:
@@ -106,13 +108,13 @@ def bucketing(
         finished[outcome.entry["name"]] = outcome.entry
         skipped += not outcome.is_new
     given_file = None if metadata is None else Path(metadata)
-    carry_captions(tasks, finished, source=source, target=target, metadata=given_file)
+    carry_captions(images, finished, source=source, target=target, metadata=given_file)
     return Bucketed(
         done=len(finished) - skipped,
         skipped=skipped,
         failed=failed,
         enlarged=sum(e["original_size"][0] < e["resized_size"][0] for e in finished.values()),
-        images_per_bucket=_write_index(finished, journal, target, part),
+        images_per_bucket=write_index(finished, journal, target, part),
     )
 
 
@@ -123,17 +125,6 @@ class _Outcome:
     entry: dict[str, Any] | None = None
     is_new: bool = False
     error: str = ""
-
-
-def _open_journal(target: Path, part: Shard) -> Journal:
-    has_images = any((target / "images").glob("*"))  # first: another part may just be beginning
-    journal = Journal(target / "images.jsonl", part)
-    if has_images and not journal.exists:
-        raise ValueError(
-            f"{target / 'images'}: holds files that bucketing didn't write; name another output"
-        )
-    journal.rewrite()
-    return journal
 
 
 def _sort_out(
@@ -160,7 +151,7 @@ def _is_finished(entry: dict[str, Any], *, target: Path, buckets: Sequence[Size]
         is_same = is_same and entry.keys() >= _KEYS
     except (KeyError, TypeError, ValueError):
         return False  # another program's entry
-    return is_same and _image_file(target, entry["name"]).is_file()
+    return is_same and image_file(target, entry["name"]).is_file()
 
 
 def _process(task: Task, *, target: Path, buckets: Sequence[Size]) -> _Outcome:
@@ -182,7 +173,7 @@ def _process(task: Task, *, target: Path, buckets: Sequence[Size]) -> _Outcome:
     for folder in (target / "latents", flipped_folder(target / "latents")):
         (folder / f"{task.name}.npy").unlink(missing_ok=True)
     save = partial(image.save, format="PNG", compress_level=1)
-    write_atomically(_image_file(target, task.name), save)
+    write_atomically(image_file(target, task.name), save)
     entry = {
         "name": task.name,
         "source": task.source,
@@ -194,29 +185,6 @@ def _process(task: Task, *, target: Path, buckets: Sequence[Size]) -> _Outcome:
         "crop_top_left": crop_top_left,
     }
     return _Outcome(entry, is_new=True)
-
-
-def _write_index(
-    finished: dict[str, dict[str, Any]], journal: Journal, target: Path, part: Shard
-) -> dict[Size, int]:
-    """Write images.jsonl and, of the whole, buckets.json; count the images of each bucket."""
-    gone = len(journal.entries.keys() - finished.keys())
-    if gone:
-        message = "%s: %d images of an earlier run are left out, their sources are gone or bad"
-        logger.info(message, target, gone)
-    journal.entries = finished
-    journal.rewrite()
-    buckets: dict[Size, list[str]] = {}
-    for name, entry in journal.entries.items():
-        width, height = entry["bucket"]
-        buckets.setdefault((width, height), []).append(name)
-    if buckets and not part.is_part:
-        BucketIndex(buckets).save(target / "buckets.json")
-    return {size: len(names) for size, names in sorted(buckets.items())}
-
-
-def _image_file(target: Path, name: str) -> Path:
-    return target / "images" / f"{name}.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -82,6 +82,22 @@ def test_parts_of_bucketing_at_once_make_the_dataset_of_one(raw, tmp_path):
     assert contents(shared) == contents(whole)
 
 
+def test_parts_give_metadata_to_the_same_images(tmp_path):
+    raw, lines = tmp_path / "raw", []
+    raw.mkdir()
+    for number in range(8):  # x.jpg is named x and has the entry `x`, x.png is named x_png
+        for suffix in (".jpg", ".png"):
+            Image.new("RGB", (64, 64)).save(raw / f"x{number}{suffix}")
+        lines.append(json.dumps({"file_name": f"x{number}", "text": f"caption {number}"}))
+    (raw / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    bucketing(directory=raw, output=tmp_path / "whole", **SIZES)
+    for number in (1, 2, 3):
+        bucketing(directory=raw, output=tmp_path / "shared", **SIZES, shard=f"{number}/3")
+    captions = contents(tmp_path / "shared" / "captions")
+    assert captions == contents(tmp_path / "whole" / "captions")
+    assert len(captions) == 8
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a signal of POSIX")
 def test_a_killed_part_of_bucketing_is_run_again(raw, tmp_path):
     shared = tmp_path / "shared"
