@@ -86,6 +86,7 @@ def test_two_gloo_processes_equal_one_with_the_whole_batches(write_config, tmp_p
     assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
 
 
+@pytest.mark.slow
 def test_a_vae_in_two_processes_equals_one(
     write_config, dataset_directory, model_directory, tmp_path
 ):
@@ -166,12 +167,14 @@ def test_full_fine_tuning_of_twenty_steps(write_config, model_directory, tmp_pat
     assert_equal(output / "one" / "one" / encoder, output / "two" / "two" / encoder)
 
 
+@pytest.mark.slow
 def test_processes_share_the_latents_of_prepare(write_config, model_directory, tmp_path):
     directory = numbered_dataset(tmp_path / "data")
     shutil.rmtree(directory / "latents")
     log = tmp_path / "log"
     path = write_config(
         dataset={"args": {"path": str(directory)}},
+        networks={"lora": {"module": "networks.lora.LoRA"}},
         prepare=[
             {
                 "module": "plugged_in.noted_latents",
@@ -190,6 +193,26 @@ def test_processes_share_the_latents_of_prepare(write_config, model_directory, t
     assert notes[-1] == "None 0"  # nothing was left to do
     assert sum(shared) == 12
     assert min(shared) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["base", "lora"])
+def test_what_clip_skip_leaves_without_gradients_stops_no_one(write_config, tmp_path, module):
+    networks = {
+        "lora": {"module": "networks.lora.LoRA", "args": {"targets": ["unet", "text_encoders"]}}
+    }
+    path = write_config(
+        model={"clip_skip": 2, "trainable": ["unet", "text_encoders"] if module == "base" else []},
+        networks=networks if module == "lora" else {},
+        objective={"module": "plugged_in.Deterministic"},
+        optimizer={"module": "torch.optim.SGD"},
+        train={"max_train_steps": 4},
+    )
+    output = train_both_ways(path, tmp_path, batch_size=2)
+    if module == "lora":
+        assert_equal(output / "one" / "one.safetensors", output / "two" / "two.safetensors")
+    else:
+        assert_equal(output / "one" / "one" / UNET, output / "two" / "two" / UNET)
 
 
 @pytest.mark.slow
