@@ -12,8 +12,9 @@ from torch import Tensor
 from modules.buckets import Size
 from modules.dataset_files import list_names, read_array, read_shape
 from modules.dataset_folder import find_dataset_images, flipped_folder
-from modules.files import Journal, files_by_name
+from modules.files import files_by_name
 from modules.images import open_image, read_size, to_tensor
+from modules.journal import Journal
 from modules.prepared_dataset import PreparedDataset
 from modules.side_inputs import Grid
 from modules.transform import Transform

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modules.files import Journal, files_by_name
+from modules.files import files_by_name
 from modules.images import IMAGE_SUFFIXES, Size, open_image, read_size, to_tensor
+from modules.journal import Journal
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,13 @@
-"""Files that are complete or absent: atomic writes, folder listings and journals of JSON lines."""
+"""Files that are complete or absent: atomic writes and folder listings."""
 
 from __future__ import annotations
 
-import json
 import os
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
@@ -31,8 +30,9 @@ def replacing(path: Path) -> Iterator[Path]:
     For writers that want a path, e.g. safetensors' `save_file`; it ends as `path` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not derived from the file's name, which may already have the greatest length allowed.
-    temporary = path.parent / f".{os.getpid()}-{threading.get_ident()}.tmp{path.suffix}"
+    # Not derived from the file's name, which may already have the greatest length allowed, nor from
+    # the process: those of several machines may write into one directory.
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp{path.suffix}"
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -77,30 +77,6 @@ def files_by_name(
     return found
 
 
-class Journal:
-    """A JSON-lines file that a long job extends line by line, and reads when it starts again.
-
-    A line that a kill has torn is left out. Entries are dictionaries with a unique `name`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            self.entries = {entry["name"]: entry for entry in _read_lines(path)}
-
-    def append(self, entries: Collection[Mapping[str, Any]]) -> None:
-        """Add entries to the end of the file; a later one replaces an earlier of its name."""
-        self.entries.update((entry["name"], dict(entry)) for entry in entries)
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(_to_line(entry) for entry in entries))
-
-    def rewrite(self) -> None:
-        """Write the file anew with one line for each entry, sorted by name."""
-        self.entries = dict(sorted(self.entries.items()))
-        write_atomically(self.path, "".join(_to_line(entry) for entry in self.entries.values()))
-
-
 def _walk(directory: str, prefix: str, entered: set[str]) -> Iterator[str]:
     real = os.path.realpath(directory)
     if real in entered:
@@ -115,28 +91,3 @@ def _walk(directory: str, prefix: str, entered: set[str]) -> Iterator[str]:
             yield from _walk(entry.path, f"{prefix}{entry.name}/", entered)
         elif entry.is_file():
             yield prefix + entry.name
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_bytes().split(b"\n")
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry.get("name"), str):
-                raise ValueError("an entry without a name")
-        except (ValueError, AttributeError) as error:
-            if number == len(lines):
-                continue  # no newline after it: torn by a kill
-            raise ValueError(
-                f"{path}, line {number}: is not a JSON object with a name; delete the line, or the "
-                "file to start anew"
-            ) from error
-        entries.append(entry)
-    return entries
-
-
-def _to_line(entry: Mapping[str, Any]) -> str:
-    return json.dumps(entry, ensure_ascii=False) + "\n"

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from modules.captions import CAPTION_SUFFIXES, find_caption
-from modules.files import Journal, write_atomically
+from modules.files import write_atomically
+from modules.journal import Journal
+from modules.shard import Shard
 from preprocess.sources import Task
 
 
@@ -31,6 +33,7 @@ class CaptionFolder:
         key: Mapping[str, Any],
         dataset: Path | None,
         overwrite: bool,
+        shard: Shard,
     ) -> None:
         self._suffix = f".{extension.removeprefix('.')}"
         if self._suffix not in CAPTION_SUFFIXES:
@@ -42,7 +45,7 @@ class CaptionFolder:
         self._key = key
         self._dataset = dataset
         self._overwrite = overwrite
-        self._journal = Journal(directory / "tagger.jsonl")
+        self._journal = Journal(directory / "tagger.jsonl", shard)
 
     def path(self, name: str) -> Path:
         """Return the file of an image's caption."""

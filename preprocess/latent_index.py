@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from modules.files import Journal, write_atomically
+from modules.files import write_atomically
+from modules.journal import Journal
+from modules.shard import Shard
 from preprocess.dataset_images import Task
 from preprocess.sources import stamp
 
@@ -20,12 +22,14 @@ logger = logging.getLogger(__name__)
 class LatentIndex:
     """The latents' directory and its index: which image's content went through which VAE."""
 
-    def __init__(self, directory: Path, *, vae: str, dtype: str, is_flipped: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *, vae: str, dtype: str, shard: Shard, is_flipped: bool = False
+    ) -> None:
         self.directory = directory
         self.is_flipped = is_flipped
         """Latents of mirrored images."""
         self.key = {"vae": vae, "dtype": dtype, **({"flipped": True} if is_flipped else {})}
-        self.journal = Journal(directory / "index.jsonl")
+        self.journal = Journal(directory / "index.jsonl", shard)
         self.journal.rewrite()
 
     def path(self, name: str) -> Path:
