@@ -73,9 +73,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
 
 def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
     train, is_main = config.train, accelerator.is_main_process
-    if is_main:
-        prepare(config)
-    accelerator.wait_for_everyone()
+    prepare(config, accelerator)
     parts = load_parts(config, weights=True)
     source = _source(config, config.dataset, parts.dataset, accelerator)
     plan = _make_plan(config, parts, source.batch_sampler)

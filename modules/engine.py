@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from modules.batch import Batch
 from modules.console import OUR_LOGGERS
+from modules.errors import ConfigError
 from modules.models.patterns import matches
 
 if TYPE_CHECKING:
@@ -24,8 +26,21 @@ logger = logging.getLogger(__name__)
 _COMPUTE_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+_SHARDING = {"ACCELERATE_USE_FSDP": "--use_fsdp", "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed"}
+
+
 def create_accelerator(mixed_precision: str) -> Accelerator:
-    """The accelerator of this process; one of an earlier run in the process is replaced."""
+    """The accelerator of this process; one of an earlier run in the process is replaced.
+
+    Raises:
+        ConfigError: the launcher asks for a model that is sharded over the devices.
+    """
+    for variable, option in _SHARDING.items():
+        if os.environ.get(variable, "").lower() in ("true", "1"):
+            raise ConfigError(
+                f"{option}: the model can't be sharded over devices, each holds all of it; launch "
+                f"without {option} (here {variable} is set), see docs/distributed.md"
+            )
     from accelerate import (
         Accelerator,
         DistributedDataParallelKwargs,

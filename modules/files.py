@@ -1,11 +1,11 @@
-"""Files that are complete or absent: atomic writes, folder listings and journals of JSON lines."""
+"""Files that are complete or absent: atomic writes and folder listings."""
 
 from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,8 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
     For writers that want a path, e.g. safetensors' `save_file`; it ends as `path` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not derived from the file's name, which may already have the greatest length allowed.
-    temporary = path.parent / f".{os.getpid()}-{threading.get_ident()}.tmp{path.suffix}"
+    # Not derived from the file's name, which may already have the greatest length allowed, nor from
+    # the process: those of several machines may write into one directory.
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp{path.suffix}"
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -82,31 +83,6 @@ def suffixes_by_name(paths: Iterable[str], suffixes: Sequence[str]) -> dict[str,
     return found
 
 
-class Journal:
-    """A JSON-lines file that a long job extends line by line, and reads when it starts again.
-
-    A line that a kill has torn is left out. Entries are dictionaries with a unique `name`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            with path.open("rb") as lines:
-                self.entries = {entry["name"]: entry for entry in parse_lines(lines, path)}
-
-    def append(self, entries: Collection[Mapping[str, Any]]) -> None:
-        """Add entries to the end of the file; a later one replaces an earlier of its name."""
-        self.entries.update((entry["name"], dict(entry)) for entry in entries)
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(_to_line(entry) for entry in entries))
-
-    def rewrite(self) -> None:
-        """Write the file anew with one line for each entry, sorted by name."""
-        self.entries = dict(sorted(self.entries.items()))
-        write_atomically(self.path, "".join(_to_line(entry) for entry in self.entries.values()))
-
-
 def parse_lines(lines: Iterable[bytes], file: Path | str) -> Iterator[dict[str, Any]]:
     """Yield the entries of a journal's lines one by one; a last line that is torn is left out.
 
@@ -144,7 +120,3 @@ def _walk(directory: str, prefix: str, entered: set[str]) -> Iterator[str]:
             yield from _walk(entry.path, f"{prefix}{entry.name}/", entered)
         elif entry.is_file():
             yield prefix + entry.name
-
-
-def _to_line(entry: Mapping[str, Any]) -> str:
-    return json.dumps(entry, ensure_ascii=False) + "\n"

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from modules.batch import Sample
 from modules.buckets import Size
+from modules.guides import whole_sample
 from modules.mixture_entries import Entry, entry_faults, read_entries
 from modules.mixture_parts import Part, check_side_inputs, name_parts
 from modules.parts import build_dataset
@@ -93,10 +94,9 @@ class Mixture(Dataset[Sample]):
         return part.mark(part.dataset[own])
 
     def whole_sample(self, index: int) -> Sample:
-        """Return an image with nothing left to chance."""
+        """Return an image with nothing left to chance, as far as its dataset can."""
         part, own = self._find(index)
-        whole = getattr(part.dataset, "whole_sample", part.dataset.__getitem__)
-        return part.mark(whole(own))
+        return part.mark(whole_sample(part.dataset, own))
 
     def first_samples(self) -> list[Sample]:
         """Return one sample of each dataset."""

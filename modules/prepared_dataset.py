@@ -111,17 +111,14 @@ class PreparedDataset(Dataset[Sample]):
             self.path, self.names, mask=mask, normalize_mask=normalize_mask, extras=extras
         )
         self._geometry: np.ndarray | None = None
+        by_folder = repeats == FOLDERS
         self.captions = CaptionSet(
-            self.store,
-            self.names,
-            process=process,
-            prompt=prompt,
-            by_folder=repeats == FOLDERS,
-            seed=seed,
+            self.store, self.names, process=process, prompt=prompt, by_folder=by_folder, seed=seed
         )
         faults = [*self.missing_images(), *self.side_inputs.find_missing()]
-        if not allow_missing_captions:
-            faults += self._find_missing_captions()
+        if not allow_missing_captions and (missing := self.captions.missing):
+            advice = "add captions/<name>.txt or .caption, or set allow_missing_captions: true"
+            faults.append(self.describe("captions", missing, advice))
         raise_faults(self.store, faults)
         self._text = (
             open_text_cache(self.path / "text", self.names, self.captions) if text_cache else None
@@ -219,7 +216,7 @@ class PreparedDataset(Dataset[Sample]):
         return self.augmentation.draw(rng)
 
     def _read(self, index: int, caption: str, transform: Transform) -> Sample:
-        number = index % len(self.names)  # the same image each time that it is repeated
+        number = index % len(self)
         name = self.names[number]
         original, corner = None, None
         if self._geometry is not None:
@@ -243,11 +240,6 @@ class PreparedDataset(Dataset[Sample]):
         """Return width and height of an image's bucket."""
         pairs = zip(self.bucket_sizes, self.images, strict=True)
         return next(size for size, images in pairs if number in images)
-
-    def _find_missing_captions(self) -> Iterator[str]:
-        if missing := self.captions.missing:
-            advice = "add captions/<name>.txt or .caption, or set allow_missing_captions: true"
-            yield self.describe("captions", missing, advice)
 
     def describe(self, kind: str, missing: list[str], advice: str) -> str:
         """Say which images lack what."""

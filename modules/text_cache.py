@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from modules.dataset_files import list_names, read_arrays
-from modules.files import Journal
+from modules.journal import Journal
+from modules.shard import Shard
 
 if TYPE_CHECKING:
     from modules.caption_set import CaptionSet
@@ -39,7 +40,7 @@ def open_text_cache(
         )
         return None
     cache = TextCache(directory)
-    if not cache.journal.path.is_file():
+    if not cache.journal.exists:
         raise ValueError(f"{directory}: holds no cached text; run preprocess/latent.py --text")
     misfits = cache.describe_misfits(
         {name: captions.whole(number) for number, name in enumerate(names)}
@@ -59,9 +60,9 @@ def open_text_cache(
 class TextCache:
     """What `encode_text` of a model gave for the captions of a dataset, one file for each image."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, shard: Shard | None = None) -> None:
         self.directory = directory
-        self.journal = Journal(directory / "index.jsonl")
+        self.journal = Journal(directory / "index.jsonl", shard)
 
     def path(self, name: str) -> Path:
         """Return the file of an image's caption."""

@@ -6,6 +6,7 @@ second run does only what is new, changed, or was left by a run that was stopped
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
 import sys
@@ -18,10 +19,13 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from modules.buckets import LIMITS, BucketIndex, Size, assign, make_buckets
+from modules.buckets import LIMITS, Size, assign, make_buckets
 from modules.dataset_folder import flipped_folder
-from modules.files import Journal, write_atomically
+from modules.files import write_atomically
 from modules.images import open_image, read_size, resize_and_crop
+from modules.journal import Journal
+from modules.shard import Shard
+from preprocess.bucketed_files import image_file, open_journal, write_index
 from preprocess.job import make_parser, run_command, run_in_processes, track
 from preprocess.latent_shards import mark_outdated
 from preprocess.metadata import carry_captions
@@ -59,6 +63,7 @@ def bucketing(
     step: int = 64,
     metadata: str | Path | None = None,
     num_workers: int | None = None,
+    shard: str | None = None,
 ) -> Bucketed:
     """Resize and crop every image of `directory`, sub-folders too, to the bucket nearest to it.
 
@@ -70,10 +75,13 @@ def bucketing(
     cat_png. Images are decoded in `num_workers` processes, one for each processor by default; a few
     small ones are decoded in this process.
 
+    With `shard` "2/4" the second of four parts is done, and buckets.json not written: a run without
+    it does so when all parts are done, and whatever they left.
+
     Raises:
         ValueError: an argument is wrong, or there are no images.
     """
-    source, target = Path(directory), Path(output)
+    part, source, target = Shard.parse(shard), Path(directory), Path(output)
     if family not in LIMITS:
         raise ValueError(f"family: {family!r} is not one of {', '.join(LIMITS)}")
     given = {
@@ -84,8 +92,9 @@ def bucketing(
     }
     limits = asdict(LIMITS[family]) | {k: v for k, v in given.items() if v is not None}
     buckets = make_buckets(**limits, step=step)
-    tasks = name_images(find_images(source, target))
-    journal = _open_journal(target)
+    images = name_images(find_images(source, target))
+    tasks = [task for task in images if part.owns(task.name)]
+    journal = open_journal(target, part)
     finished, pending = _sort_out(tasks, journal, target=target, buckets=buckets)
     skipped, failed = len(finished), []
     if sum(task.path.stat().st_size for task in pending) < _WORTH_PROCESSES:
@@ -100,13 +109,13 @@ def bucketing(
         finished[outcome.entry["name"]] = outcome.entry
         skipped += not outcome.is_new
     given_file = None if metadata is None else Path(metadata)
-    carry_captions(tasks, finished, source=source, target=target, metadata=given_file)
+    carry_captions(images, finished, source=source, target=target, metadata=given_file)
     return Bucketed(
         done=len(finished) - skipped,
         skipped=skipped,
         failed=failed,
         enlarged=sum(e["original_size"][0] < e["resized_size"][0] for e in finished.values()),
-        images_per_bucket=_write_index(finished, journal, target),
+        images_per_bucket=write_index(finished, journal, target, part),
     )
 
 
@@ -117,16 +126,6 @@ class _Outcome:
     entry: dict[str, Any] | None = None
     is_new: bool = False
     error: str = ""
-
-
-def _open_journal(target: Path) -> Journal:
-    journal = Journal(target / "images.jsonl")
-    if not journal.path.exists() and any((target / "images").glob("*")):
-        raise ValueError(
-            f"{target / 'images'}: holds files that bucketing didn't write; name another output"
-        )
-    journal.rewrite()
-    return journal
 
 
 def _sort_out(
@@ -153,7 +152,7 @@ def _is_finished(entry: dict[str, Any], *, target: Path, buckets: Sequence[Size]
         is_same = is_same and entry.keys() >= _KEYS
     except (KeyError, TypeError, ValueError):
         return False  # another program's entry
-    return is_same and _image_file(target, entry["name"]).is_file()
+    return is_same and image_file(target, entry["name"]).is_file()
 
 
 def _process(task: Task, *, target: Path, buckets: Sequence[Size]) -> _Outcome:
@@ -176,7 +175,7 @@ def _process(task: Task, *, target: Path, buckets: Sequence[Size]) -> _Outcome:
         (folder / f"{task.name}.npy").unlink(missing_ok=True)
         mark_outdated(target, folder.name, task.name)
     save = partial(image.save, format="PNG", compress_level=1)
-    write_atomically(_image_file(target, task.name), save)
+    write_atomically(image_file(target, task.name), save)
     entry = {
         "name": task.name,
         "source": task.source,
@@ -190,32 +189,6 @@ def _process(task: Task, *, target: Path, buckets: Sequence[Size]) -> _Outcome:
     return _Outcome(entry, is_new=True)
 
 
-def _write_index(
-    finished: dict[str, dict[str, Any]], journal: Journal, target: Path
-) -> dict[Size, int]:
-    """Write images.jsonl and buckets.json; return how many images each bucket has."""
-    gone = len(journal.entries.keys() - finished.keys())
-    if gone:
-        logger.info(
-            "%s: %d images of an earlier run are left out, their sources are gone or bad",
-            target,
-            gone,
-        )
-    journal.entries = finished
-    journal.rewrite()
-    buckets: dict[Size, list[str]] = {}
-    for name, entry in journal.entries.items():
-        width, height = entry["bucket"]
-        buckets.setdefault((width, height), []).append(name)
-    if buckets:
-        BucketIndex(buckets).save(target / "buckets.json")
-    return {size: len(names) for size, names in sorted(buckets.items())}
-
-
-def _image_file(target: Path, name: str) -> Path:
-    return target / "images" / f"{name}.png"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         __doc__,
@@ -223,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output="dataset to write",
         output_required=True,
         num_workers="processes that decode; default: one per processor",
+        shard=True,
     )
     parser.add_argument(
         "--family", choices=tuple(LIMITS), default="sd2", help="whose sizes are the defaults: sd2"
@@ -236,16 +210,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--metadata", help="captions in one .jsonl or .json; metadata.jsonl is found"
     )
     arguments = parser.parse_args(argv)
-    return run_command(lambda: _summarise(bucketing(**vars(arguments)), arguments.output))
+    return run_command(lambda: _summarise(bucketing(**vars(arguments)), arguments))
 
 
-def _summarise(result: Bucketed, output: str) -> tuple[str, list[str]]:
+def _summarise(result: Bucketed, arguments: argparse.Namespace) -> tuple[str, list[str]]:
     sizes = [f"{w}x{h}: {count}" for (w, h), count in result.images_per_bucket.items()]
     enlarged = f", {result.enlarged} smaller than their bucket" if result.enlarged else ""
     summary = (
-        f"{output}: {result.done} images done, {result.skipped} kept, "
+        f"{arguments.output}: {result.done} images done, {result.skipped} kept, "
         f"{len(result.failed)} failed{enlarged}; {', '.join(sizes) or 'no buckets'}"
     )
+    if arguments.shard:
+        summary += "\nwhen all parts are done, run once without --shard: that writes buckets.json"
     return summary, result.failed
 
 

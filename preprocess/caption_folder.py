@@ -9,7 +9,9 @@ from typing import Any
 
 from modules.caption_lines import packed_names
 from modules.captions import CAPTION_SUFFIXES, find_caption
-from modules.files import Journal, write_atomically
+from modules.files import write_atomically
+from modules.journal import Journal
+from modules.shard import Shard
 from modules.store import LocalStore
 from preprocess.sources import Task
 
@@ -33,6 +35,7 @@ class CaptionFolder:
         key: Mapping[str, Any],
         dataset: Path | None,
         overwrite: bool,
+        shard: Shard,
     ) -> None:
         self._suffix = f".{extension.removeprefix('.')}"
         if self._suffix not in CAPTION_SUFFIXES:
@@ -45,7 +48,7 @@ class CaptionFolder:
         self._dataset = dataset
         self._overwrite = overwrite
         self._packed = packed_names(LocalStore(dataset)) if dataset is not None else set()
-        self._journal = Journal(directory / "tagger.jsonl")
+        self._journal = Journal(directory / "tagger.jsonl", shard)
 
     def path(self, name: str) -> Path:
         """Return the file of an image's caption."""

@@ -20,6 +20,7 @@ if not __package__:
 
 import numpy as np
 
+from modules.shard import Shard
 from preprocess.dataset_images import Task, check_multiples, find_images
 from preprocess.faces import find_cascade
 from preprocess.job import Counts, make_parser, run_command, run_in_processes, track
@@ -60,6 +61,7 @@ def create_mask(
     scale_factor: int | None = None,
     num_workers: int | None = None,
     overwrite: bool = False,
+    shard: str | None = None,
 ) -> Masked:
     """Write a mask for each image of the dataset `directory`.
 
@@ -69,12 +71,13 @@ def create_mask(
     `masks`/<name>.png, of the image's shape before or after bucketing: white counts, grey in part;
     an image without one gets no mask and counts fully. No position weighs less than `background`,
     by default 0.05 beside faces and 0 else. `scale_factor` is the VAE's, by default that of the
-    latents, or 8. Masks of other programs are replaced only with `overwrite`.
+    latents, or 8. Masks of other programs are replaced only with `overwrite`. With `shard`
+    "2/4" the second of four parts is done.
 
     Raises:
         ValueError: an argument is wrong, or there is no dataset.
     """
-    folder = Path(directory)
+    part, folder = Shard.parse(shard), Path(directory)
     if background is None:
         background = 0.05 if origin == "faces" else 0.0
     _check_choice("origin", origin, get_args(Origin))
@@ -97,7 +100,7 @@ def create_mask(
         source = Transparency(originals=Path(originals or ""), dataset=folder)
     else:
         source = MaskImages(masks=Path(masks or ""), dataset=folder)
-    images, failed = find_images(folder)
+    images, failed = find_images(folder, part)
     scale_factor = scale_factor or _scale_of_latents(folder, images)
     check_multiples(images, scale_factor)
     tasks, faults = source.find(images)
@@ -187,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         __doc__,
         output="default: mask/ of the dataset",
         num_workers="processes that make masks; default: one per processor",
+        shard=True,
     )
     parser.add_argument(
         "--from",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from modules.buckets import BucketIndex, Size
 from modules.dataset_folder import find_dataset_images
+from modules.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,16 @@ class Task:
     path: Path
 
 
-def find_images(directory: Path) -> tuple[list[Task], list[str]]:
+def find_images(directory: Path, shard: Shard) -> tuple[list[Task], list[str]]:
     """Return a task for each image that buckets.json lists, and a line for each that isn't there.
+
+    Only those of the shard.
 
     Raises:
         ValueError: there is no usable buckets.json.
     """
-    buckets = BucketIndex.load(directory / "buckets.json").buckets
+    listed = BucketIndex.load(directory / "buckets.json").buckets
+    buckets = {size: [n for n in names if shard.owns(n)] for size, names in listed.items()}
     files = find_dataset_images(directory, [name for names in buckets.values() for name in names])
     tasks, missing = [], []
     for size, names in buckets.items():

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from modules.files import Journal, write_atomically
+from modules.files import write_atomically
+from modules.journal import Journal
+from modules.shard import Shard
 from preprocess.sources import Task
 from preprocess.wd14_files import TaggerFiles
 from preprocess.wd14_images import Outcome
@@ -23,14 +25,14 @@ class FeatureFolder:
         ValueError: `directory` is a file, or one of its own files is damaged.
     """
 
-    def __init__(self, directory: Path, files: TaggerFiles) -> None:
+    def __init__(self, directory: Path, files: TaggerFiles, shard: Shard) -> None:
         if directory.exists() and not directory.is_dir():
             raise ValueError(f"{directory}: is a file; name a directory for the output")
         self.directory = directory
         self._files = files
         self._json = directory / "tagger.json"
         self._known = self._read_tagger()
-        self._journal = Journal(directory / "index.jsonl")
+        self._journal = Journal(directory / "index.jsonl", shard)
 
     def path(self, name: str) -> Path:
         """Return the file of an image's features."""
@@ -77,7 +79,7 @@ class FeatureFolder:
 
     def close(self) -> None:
         """Sort the index."""
-        if self._journal.entries or self._journal.path.exists():
+        if self._journal.entries or self._journal.exists:
             self._journal.rewrite()
 
     def _read_tagger(self) -> dict[str, Any]:

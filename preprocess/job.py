@@ -42,11 +42,13 @@ def make_parser(
     output_required: bool = False,
     num_workers: str | None = None,
     batch_size: int | None = None,
+    shard: bool = False,
 ) -> argparse.ArgumentParser:
     """Return a parser with the arguments that scripts have in common, in the same words.
 
     `doc` is the script's docstring; `directory`, `output` and `num_workers` say what they are. An
-    option without words, or `batch_size` without its default, is left out.
+    option without words, `batch_size` without its default, and `shard` unless it is true, are left
+    out.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter)
     if directory is not None:
@@ -63,6 +65,12 @@ def make_parser(
         )
     if num_workers is not None:
         parser.add_argument("--num_workers", "--threads", type=int, help=num_workers)
+    if shard:
+        parser.add_argument(
+            "--shard",
+            metavar="I/N",
+            help="do part I of N, as 2/4; the others run at the same time, on any machines",
+        )
     return parser
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from modules.buckets import Size
 from modules.dataset_folder import flipped_folder
+from modules.shard import Shard
 from preprocess.dataset_images import Task, check_multiples, find_images
 from preprocess.decoding import Decoded, decode_ahead
 from preprocess.job import Counts, make_parser, run_command, track
@@ -43,6 +44,7 @@ def latent(
     dtype: str = "fp32",
     device: str | None = None,
     flip: bool = False,
+    shard: str | None = None,
 ) -> Counts:
     """Encode the images that buckets.json of `directory` lists, with the VAE of `model` or `vae`.
 
@@ -50,26 +52,31 @@ def latent(
     VAE's posterior that depends on the image's content only. `num_workers` threads decode while
     the VAE encodes; `dtype` is fp32 or bf16, since VAEs overflow in fp16. With `flip` each image
     is encoded mirrored, too, into latents_flipped/ beside latents/; what is counted is latents.
+    With `shard` "2/4" the second of four parts is done; parts may run at once, on machines that
+    share the directory.
 
     Raises:
         ValueError: an argument is wrong, or there is no dataset or no VAE.
     """
     from preprocess.vae_encoder import load_encoder  # here, since torch takes seconds to import
 
+    part = Shard.parse(shard)
     source = Path(directory)
     target = Path(output) if output is not None else source / "latents"
     if target.resolve() == (source / "text").resolve():
         raise ValueError(f"{target}: is for cached captions; name another folder for latents")
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
-    tasks, failed = find_images(source)
+    tasks, failed = find_images(source, part)
     encoder = load_encoder(vae or model, device=device, dtype=dtype)
     check_multiples(tasks, encoder.scale_factor)
     folders = {target: False, **({flipped_folder(target.resolve()): True} if flip else {})}
     results = []
     for folder, is_flipped in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        index = LatentIndex(folder, vae=encoder.fingerprint, dtype=dtype, is_flipped=is_flipped)
+        index = LatentIndex(
+            folder, vae=encoder.fingerprint, dtype=dtype, is_flipped=is_flipped, shard=part
+        )
         results.append(_complete(index, tasks, encoder, batch_size, num_workers))
     failed += [line for result in results for line in result.failed]
     return Counts(
@@ -169,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output="default: latents/ of the dataset",
         num_workers="threads that decode; default: one per processor, at most 8",
         batch_size=4,
+        shard=True,
     )
     parser.add_argument(
         *("-m", "--model"),
@@ -216,7 +224,7 @@ def _run(arguments: Mapping[str, Any], captions: Mapping[str, Any] | None) -> tu
     if captions is not None:
         from preprocess.text_cache import cache_text
 
-        keys = ("directory", "model", "batch_size", "dtype", "device")
+        keys = ("directory", "model", "batch_size", "dtype", "device", "shard")
         results["text"] = cache_text(
             **{key: arguments[key] for key in keys},
             **captions,

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from modules.files import Journal, write_atomically
+from modules.files import write_atomically
+from modules.journal import Journal
 from modules.packed_latents import read_shards
+from modules.shard import Shard
 from modules.store import LocalStore
 from preprocess.dataset_images import Task
 from preprocess.latent_shards import mark_outdated
@@ -23,12 +25,14 @@ logger = logging.getLogger(__name__)
 class LatentIndex:
     """The latents' directory and its index: which image's content went through which VAE."""
 
-    def __init__(self, directory: Path, *, vae: str, dtype: str, is_flipped: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *, vae: str, dtype: str, shard: Shard, is_flipped: bool = False
+    ) -> None:
         self.directory = directory
         self.is_flipped = is_flipped
         """Latents of mirrored images."""
         self.key = {"vae": vae, "dtype": dtype, **({"flipped": True} if is_flipped else {})}
-        self.journal = Journal(directory / "index.jsonl")
+        self.journal = Journal(directory / "index.jsonl", shard)
         self.journal.rewrite()
         self._packed = self._find_packed()
 

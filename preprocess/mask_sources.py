@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from modules.files import Journal, files_by_name
+from modules.files import files_by_name
 from modules.images import IMAGE_SUFFIXES, Size, open_alpha, open_image, resize_and_crop
+from modules.journal import Journal
 from preprocess.dataset_images import Task
 from preprocess.faces import find_faces, load_cascade, widen
 

@@ -15,6 +15,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from modules.captions import CAPTION_SUFFIXES
+from modules.shard import Shard
 from preprocess.caption_folder import CaptionFolder
 from preprocess.job import make_parser, run_command, track
 from preprocess.sources import stamp
@@ -56,6 +57,7 @@ def tagger(
     num_workers: int | None = None,
     device: str | None = None,
     overwrite: bool = False,
+    shard: str | None = None,
 ) -> Tagged:
     """Write a caption for each image of `directory` that has none, with a WD14 tagger.
 
@@ -65,7 +67,7 @@ def tagger(
     probability `threshold` on, a character from `character_threshold` on; `rating` puts the most
     probable rating first. Underscores become spaces, except in emoticons such as ^_^. Captions
     of a person are replaced only with `overwrite`. `num_workers` threads decode; `device` is cpu
-    or cuda.
+    or cuda. With `shard` "2/4" the second of four parts is done.
 
     Raises:
         ValueError: an argument is wrong, or there are no images or no tagger.
@@ -79,8 +81,8 @@ def tagger(
         keep_underscores=keep_underscores,
         exclude=list(exclude) if not isinstance(exclude, str) else exclude,
     )
-    source = Path(directory)
-    images = find_images(source)
+    part, source = Shard.parse(shard), Path(directory)
+    images = find_images(source, part)
     files = find_tagger(model)
     choice = TagChoice(files.read_tags(), settings)
     own = source / "captions" if images.is_dataset else source
@@ -90,6 +92,7 @@ def tagger(
         key={"tagger_sha256": files.sha256, "settings": asdict(settings)},
         dataset=source if output is None or Path(output).resolve() == own.resolve() else None,
         overwrite=overwrite,
+        shard=part,
     )
     tasks = [folder.recognise(task) for task in images.tasks if folder.may_write(task)]
     pending = [t for t in tasks if not (t.earlier and stamp(t.path).items() <= t.earlier.items())]
@@ -124,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output="default: captions/ of the dataset, or beside the images of a folder",
         num_workers="threads that decode; default: one per processor, at most 8",
         batch_size=8,
+        shard=True,
     )
     parser.add_argument(
         *("-m", "--model"),

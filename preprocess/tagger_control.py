@@ -14,6 +14,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from modules.shard import Shard
 from preprocess.feature_folder import FeatureFolder
 from preprocess.job import make_parser, run_command, track
 from preprocess.sources import Task, stamp
@@ -45,6 +46,7 @@ def tagger_control(
     num_workers: int | None = None,
     device: str | None = None,
     overwrite: bool = False,
+    shard: str | None = None,
 ) -> Extracted:
     """Write the features of the images of `directory` into `output`, by default its folder pfg.
 
@@ -52,7 +54,7 @@ def tagger_control(
     in ONNX form: a directory, an .onnx file or a hub id; its features are what its last layer
     turns into probabilities, or an output of their own. Features of different taggers don't mix:
     those of another are replaced only with `overwrite`. `num_workers` threads decode; `device` is
-    cpu or cuda.
+    cpu or cuda. With `shard` "2/4" the second of four parts is done.
 
     Raises:
         ValueError: an argument is wrong, or there are no images or no tagger, or `output` holds
@@ -60,11 +62,16 @@ def tagger_control(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
-    source = Path(directory)
-    images = find_images(source)
+    part, source = Shard.parse(shard), Path(directory)
+    images = find_images(source, part)
     files = find_tagger(model)
-    folder = FeatureFolder(Path(output) if output is not None else source / "pfg", files)
+    folder = FeatureFolder(Path(output) if output is not None else source / "pfg", files, part)
     is_foreign = folder.is_foreign(images.tasks)
+    if is_foreign and part.is_part:
+        raise ValueError(
+            f"{folder.directory}: holds features of {folder.describe_tagger()}, not of {files.id}, "
+            "and parts can't replace them; name another --output, or remove the directory first"
+        )
     if is_foreign and not overwrite:
         raise ValueError(
             f"{folder.directory}: holds features of {folder.describe_tagger()}, not of {files.id}, "
@@ -99,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output="default: pfg/ of the dataset",
         num_workers="threads that decode; default: one per processor, at most 8",
         batch_size=8,
+        shard=True,
     )
     parser.add_argument(
         *("-m", "--model"),

@@ -20,6 +20,7 @@ from modules.caption_text import CaptionProcessor
 from modules.captions import CaptionFiles
 from modules.files import write_atomically
 from modules.repeats import folder_words as words_of_folder
+from modules.shard import Shard
 from modules.store import LocalStore
 from modules.text_cache import EMPTY, TextCache
 from preprocess.job import Counts, track
@@ -48,13 +49,14 @@ def cache_text(
     batch_size: int = 16,
     dtype: str = "fp32",
     device: str | None = None,
+    shard: str | None = None,
 ) -> Counts:
     """Encode the final captions of the images of `directory`, and the empty caption.
 
     A final caption is `prefix`, the image's own or `prompt`, and `suffix`, with `trigger_word` in
     it, as the arguments of the run's dataset say; `max_token_length` and `clip_skip` are those of
     its model. An image without a caption counts as empty, or with `folder_words` takes the words of
-    its folder `10_sks dog`, as `repeats: folders` does.
+    its folder `10_sks dog`, as `repeats: folders` does. `shard` is as in `latent`.
 
     Raises:
         ValueError: an argument is wrong, or there is no dataset or no model.
@@ -65,13 +67,16 @@ def cache_text(
 
     if batch_size < 1:
         raise ValueError(f"batch_size: {batch_size} is less than 1")
+    part = Shard.parse(shard)
     source = Path(directory)
     process = CaptionProcessor(prefix=prefix, suffix=suffix, trigger_word=trigger_word)
-    captions, failed = _final_captions(source, process, prompt=prompt, folder_words=folder_words)
+    captions, failed = _final_captions(
+        source, process, part, prompt=prompt, folder_words=folder_words
+    )
     place, precision = choose_device(device), choose_dtype(dtype)
     encoder = load(model, weights=TEXT_PIECES)
     set_prompts(encoder, max_token_length=max_token_length, clip_skip=clip_skip)
-    cache = TextCache(Path(output) if output is not None else source / "text")
+    cache = TextCache(Path(output) if output is not None else source / "text", part)
     key = {"text": encoder.text_fingerprint(), "dtype": dtype}
     _remove_outdated(cache, captions, key)
     pending = {name: text for name, text in captions.items() if cache.find(name) is None}
@@ -87,12 +92,17 @@ def cache_text(
 
 
 def _final_captions(
-    source: Path, process: CaptionProcessor, *, prompt: str | None, folder_words: bool
+    source: Path,
+    process: CaptionProcessor,
+    part: Shard,
+    *,
+    prompt: str | None,
+    folder_words: bool,
 ) -> tuple[dict[str, str], list[str]]:
     """Return the final captions by image, and a line for each that can't be read."""
     buckets = BucketIndex.load(source / "buckets.json").buckets
-    names = [name for some in buckets.values() for name in some]
-    captions = {EMPTY: ""}
+    names = [name for some in buckets.values() for name in some if part.owns(name)]
+    captions = {EMPTY: ""} if part.owns(EMPTY) else {}
     if prompt is not None:
         return captions | dict.fromkeys(names, process.whole([prompt])), []
     failed: list[str] = []

@@ -16,6 +16,7 @@ import numpy as np
 
 from modules.files import files_by_name
 from modules.images import IMAGE_SUFFIXES, image_files, open_image
+from modules.shard import Shard
 from preprocess import dataset_images
 from preprocess.sources import Task, stamp
 from preprocess.wd14 import WD14
@@ -47,16 +48,17 @@ class Outcome:
     error: str = ""
 
 
-def find_images(directory: Path) -> Images:
+def find_images(directory: Path, shard: Shard) -> Images:
     """Find the images that buckets.json lists, or else all of a folder and its sub-folders.
 
-    Names are paths without suffix; in a plain folder the first image of a name is taken.
+    Names are paths without suffix; in a plain folder the first image of a name is taken. Only
+    images of the shard are returned.
 
     Raises:
         ValueError: there is no such directory, or it holds no images.
     """
     if (directory / "buckets.json").is_file():
-        listed, missing = dataset_images.find_images(directory)
+        listed, missing = dataset_images.find_images(directory, shard)
         return Images(
             [_make_task(task.name, task.path) for task in listed], missing, is_dataset=True
         )
@@ -70,7 +72,7 @@ def find_images(directory: Path) -> Images:
             directory,
             count - len(files),
         )
-    found = sorted(files.items())
+    found = sorted((name, suffix) for name, suffix in files.items() if shard.owns(name))
     tasks = [_make_task(name, directory / (name + suffix)) for name, suffix in found]
     return Images(tasks, [], is_dataset=False)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from modules.objectives import Epsilon
 from networks.conditioner import Conditioner
+from preprocess.job import Counts
+from preprocess.latent import latent
 
 
 class NeedsControl(Conditioner):
@@ -26,3 +31,13 @@ class Deterministic(Epsilon):
 
     def sample_timesteps(self, batch_size: int, device: torch.device) -> Tensor:
         return torch.full((batch_size,), 400, device=device)
+
+
+def noted_latents(
+    *, directory: str, model: str, device: str | None = None, shard: str | None = None
+) -> Counts:
+    """Latents, with a line in the file $NOTES: the part and how many images were done."""
+    counts = latent(directory=directory, model=model, device=device, shard=shard)
+    with Path(os.environ["NOTES"]).open("a", encoding="utf-8") as file:
+        file.write(f"{shard} {counts.done}\n")
+    return counts

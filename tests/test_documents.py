@@ -71,8 +71,24 @@ def test_preprocess_commands_parse(name, capsys):
         capsys.readouterr()
 
 
+def test_commands_of_the_distributed_runs(capsys):
+    text = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    found = commands(re.sub(r"CUDA_VISIBLE_DEVICES=\d (.*) &", r"\1", text))
+    assert len(found) == 5
+    for command in found:
+        script = importlib.import_module(command[1].removesuffix(".py").replace("/", "."))
+        assert "--shard" in command or "bucketing" in command[1]
+        with pytest.raises(SystemExit) as stopped:
+            script.main([*command[2:], "--help"])
+        assert stopped.value.code == 0
+        capsys.readouterr()
+    launches = re.findall(r"(main\.py) (config/\S+\.yaml)", text)
+    assert len(launches) == 5
+    assert all((ROOT / file).is_file() for launch in launches for file in launch)
+
+
 @pytest.mark.parametrize(
-    "name", [*READMES, "CONTRIBUTING.md", "config/README.md", "docs/large_data.md"]
+    "name", [*READMES, "CONTRIBUTING.md", "config/README.md", "CHANGELOG.md", "docs/large_data.md"]
 )
 def test_local_links_lead_somewhere(name):
     path = ROOT / name

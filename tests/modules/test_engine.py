@@ -6,7 +6,9 @@ import pytest
 import tiny
 import torch
 
-from modules.engine import prepare_modules, set_attention
+import main
+from modules.engine import create_accelerator, prepare_modules, set_attention
+from modules.errors import ConfigError
 from modules.models.autoencoder import Autoencoder
 from networks.lora import LoRA
 
@@ -93,3 +95,12 @@ def test_xformers_computes_what_sdpa_does():
         plain = model.denoiser(*inputs).sample
         set_attention(model, {}, "xformers")
         assert torch.allclose(model.denoiser(*inputs).sample, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_launch_that_shards_the_model_is_refused(write_config, tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ConfigError, match=f"{variable} is set.*docs/distributed.md"):
+        create_accelerator("no")
+    assert main.main([str(write_config())]) == 2
+    assert not (tmp_path / "output").exists()

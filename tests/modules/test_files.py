@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from modules.files import Journal, files_by_name, replacing, write_atomically
+from modules.files import files_by_name, replacing, write_atomically
 
 
 def test_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path):
@@ -27,29 +27,6 @@ def test_writes_text_bytes_and_what_a_callable_writes(tmp_path):
     with replacing(path) as temporary:
         temporary.write_bytes(b"by path")
     assert path.read_bytes() == b"by path"
-
-
-def test_journal_survives_a_torn_line(tmp_path):
-    journal = Journal(tmp_path / "index.jsonl")
-    journal.append([{"name": "b", "size": 1}, {"name": "猫", "size": 2}])
-    journal.append([{"name": "b", "size": 3}])
-    content = journal.path.read_bytes()
-    for length in range(len(content) - 1, content.rindex(b"\n", 0, -1), -1):
-        journal.path.write_bytes(content[:length])
-        sizes = {name: entry["size"] for name, entry in Journal(journal.path).entries.items()}
-        # Without its newline alone the last line is whole.
-        assert sizes == {"b": 3 if length == len(content) - 1 else 1, "猫": 2}
-    again = Journal(journal.path)
-    again.rewrite()
-    again.append([{"name": "a", "size": 4}])
-    assert set(Journal(journal.path).entries) == {"a", "b", "猫"}
-
-
-def test_journal_names_a_bad_line(tmp_path):
-    path = tmp_path / "index.jsonl"
-    path.write_text('{"name": "a"}\n[1]\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"index\.jsonl, line 2"):
-        Journal(path)
 
 
 def test_files_by_name_prefers_the_first_suffix(tmp_path):

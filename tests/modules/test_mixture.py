@@ -104,6 +104,8 @@ def test_an_image_that_comes_again_draws_anew_and_datasets_draw_apart(cats, dogs
     captions = {mixture[index].caption for bucket in mixture.buckets for index in bucket}
     assert len(captions) > 34  # 40 draws out of 720 orders
     assert mixture.whole_caption(0) == mixture.whole_caption(10) == "a, b, c, d, e, f"
+    whole = mixture.whole_sample(17)
+    assert (whole.name, whole.caption) == ("dogs/image002", "a, b, c, d, e, f")
     before = [mixture.caption(index) for index in range(40)]
     mixture.set_epoch(1)
     assert [mixture.caption(index) for index in range(40)] != before
@@ -111,20 +113,27 @@ def test_an_image_that_comes_again_draws_anew_and_datasets_draw_apart(cats, dogs
     assert [mixture.caption(index) for index in range(40)] == before
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_groups_of_steps_and_worker_processes(cats, dogs, num_workers):
-    mixture = Mixture([entry(cats, repeats=2), entry(dogs)])
+def test_groups_of_steps_and_worker_processes(cats, dogs):
+    """Workers that live on see the epoch change."""
+    options = {"prompt": "a, b, c, d, e, f", "shuffle_caption": True}
+    mixture = Mixture([entry(cats, repeats=2), entry(dogs)], common=options)
     sampler = BucketBatchSampler(mixture.buckets, batch_size=2)
-    source = make_source(mixture, sampler, num_workers=num_workers)
-    groups = step_groups(source, gradient_accumulation_steps=3)
-    for _ in range(2):
-        seen, batches = Counter(), 0
-        while batches < len(sampler):
-            for part in next(groups):
-                seen.update(part.batch.names)
-                batches += 1
-        assert batches == len(sampler)
-        assert seen == {name: 2 if name.startswith("cats") else 1 for name in mixture.names}
+    captions = []
+    for num_workers in (0, 2):
+        source = make_source(mixture, sampler, num_workers=num_workers)
+        groups = step_groups(source, gradient_accumulation_steps=3)
+        captions.append([])
+        for _ in range(3):
+            seen, batches = Counter(), 0
+            while batches < len(sampler):
+                for part in next(groups):
+                    seen.update(part.batch.names)
+                    captions[-1] += part.batch.captions
+                    batches += 1
+            assert batches == len(sampler)
+            assert seen == {name: 2 if name.startswith("cats") else 1 for name in mixture.names}
+    assert captions[0] == captions[1]
+    assert len(set(captions[0])) > 35  # of 45
 
 
 def test_pixels_and_latents_have_batches_of_their_own(cats, dogs):

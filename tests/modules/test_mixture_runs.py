@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
 
+from modules.batch import collate
 from modules.config import load
 from modules.errors import ConfigError
 from modules.trainer import Trainer
@@ -69,8 +71,7 @@ def test_the_loss_is_the_weighted_sum_over_all_images(write_config, cats, dogs):
         assert part.batch.loss_weight.tolist() == [weights[n.partition("/")[0]] for n in names]
         for chosen in range(len(names)):
             ones = torch.nn.functional.one_hot(torch.tensor(chosen), len(names)).float()
-            alone = {**vars(part.batch), "loss_weight": ones}
-            share = loss(type(part.batch)(**alone)).item()
+            share = loss(replace(part.batch, loss_weight=ones)).item()
             expected += weights[names[chosen].partition("/")[0]] * share / 9
     trainer.step = 1
     assert trainer.train_step(group)["loss"].item() == pytest.approx(expected, rel=1e-4)
@@ -124,6 +125,31 @@ def test_cached_text_and_encoded_text_in_one_run(write_config, cats, dogs):
     message = r"^dataset: cats: text_cache: networks\.lora changes text_encoders\.0"
     with pytest.raises(ConfigError, match=message):
         assemble(write_config(dataset=section, networks=networks))
+
+
+def test_the_loss_of_a_vae_is_weighted_too(write_config, cats, dogs):
+    pixels = {"common": {"module": "modules.dataset.ImageDataset", "prompt": ""}}
+    entries = {"path": str(cats), "loss_weight": 0.25}, {"path": str(dogs), "loss_weight": 3}
+    sections = {
+        "model": {"trainable": ["vae.decoder"]},
+        "objective": {"module": "modules.reconstruction.Reconstruction"},
+    }
+    path = write_config(dataset=mix(*entries, **pixels), **sections)
+    trainer = assemble(path)
+    batch = collate([trainer.source.loader.dataset[index] for index in (0, 5)])
+    assert batch.loss_weight.tolist() == [0.25, 3.0]
+
+    def loss_of(**changes):
+        torch.manual_seed(0)
+        return trainer.loss(replace(batch, **changes)).item()
+
+    alone = [loss_of(loss_weight=torch.eye(2)[row]) for row in range(2)]
+    assert loss_of() == pytest.approx(0.25 * alone[0] + 3 * alone[1], rel=1e-5)
+    assert loss_of(loss_weight=None) == pytest.approx(sum(alone), rel=1e-5)
+    cached = mix(entries[0], {**entries[1], "text_cache": True}, **pixels)
+    message = r"dataset\.args\.text_cache: a VAE is told no captions; take it out"
+    with pytest.raises(ConfigError, match=message):
+        assemble(write_config(dataset=cached, **sections))
 
 
 def test_the_plan(write_config, cats, dogs, caplog, monkeypatch):

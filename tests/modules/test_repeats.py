@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import save_dataset
 
 from modules.buckets import BucketBatchSampler
-from modules.dataset import LatentDataset
+from modules.dataset import ImageDataset, LatentDataset
 from modules.repeats import Repeats, folder_words
 
 
@@ -34,6 +35,14 @@ def test_every_image_comes_so_often_and_draws_its_caption_anew(directory):
     for number in range(5):
         assert (dataset[number].latents == dataset[number + 10].latents).all()
         assert dataset.whole_caption(number + 5) == dataset.whole_caption(number)
+
+
+def test_an_image_that_comes_again_is_augmented_anew(directory):
+    dataset = ImageDataset(str(directory), repeats=20, crop_jitter=0.3)
+    drawn = [dataset[index].pixel_values for index in range(0, 100, 5)]
+    assert len({float(pixels.sum()) for pixels in drawn}) > 15
+    whole = dataset.whole_sample(50).pixel_values
+    assert torch.equal(whole, ImageDataset(str(directory))[0].pixel_values)
 
 
 def test_once_is_as_without_repeats(directory):

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from modules.dataset import LatentDataset
+from modules.shard import Shard
 from modules.store import LocalStore
 from preprocess import pack as script
 from preprocess.caption_folder import CaptionFolder
@@ -260,7 +261,12 @@ def test_wrong_arguments(dataset, tmp_path):
 def test_packed_captions_are_known_to_tagger_and_bucketing(dataset, tmp_path):
     pack(directory=dataset, remove=True)
     folder = CaptionFolder(
-        dataset / "captions", extension="txt", key={}, dataset=dataset, overwrite=False
+        dataset / "captions",
+        extension="txt",
+        key={},
+        dataset=dataset,
+        overwrite=False,
+        shard=Shard(),
     )
     may_write = {
         name: folder.may_write(Task(name, f"{name}.png", tmp_path / f"{name}.png"))
