@@ -41,19 +41,19 @@ class Store(Protocol):
         """Map each file's path within `folder`, without suffix, to its suffix."""
 
 
-def is_remote(path: str) -> bool:
+def is_remote(path: str | Path) -> bool:
     """Say whether a dataset's path is an address for fsspec."""
-    return REMOTE_MARK in path
+    return REMOTE_MARK in str(path)
 
 
-def open_store(path: str) -> Store:
+def open_store(path: str | Path) -> Store:
     """Open the directory at a local path or an address.
 
     Raises:
         ValueError: there is none, or no package for such addresses.
     """
     if is_remote(path):
-        return RemoteStore(path)
+        return RemoteStore(str(path))
     if not Path(path).is_dir():
         raise ValueError(f"{path}: no such directory")
     return LocalStore(Path(path))
