@@ -6,7 +6,7 @@ import logging
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,10 @@ class Mixture(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield every image once; greater indices are those of repeats, so they don't end it."""
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
         part, own = self._find(index)

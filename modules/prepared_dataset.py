@@ -137,6 +137,10 @@ class PreparedDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield every image once; greater indices are those of repeats, so they don't end it."""
+        return map(self.__getitem__, range(len(self)))
+
     def read_image(self, name: str, transform: Transform) -> dict[str, Tensor]:
         """Return an image, changed as `transform` says, as fields of `Sample`."""
         raise TypeError(f"{type(self).__name__} reads no images")

@@ -229,3 +229,9 @@ def test_what_made_a_side_input_is_read_from_its_folder(directory):
     note = '{"tagger": "a/b", "sha256": "12", "features": 768}'
     (directory / "pfg" / "tagger.json").write_text(note, encoding="utf-8")
     assert dataset.origin("pfg")["tagger"] == "a/b"
+
+
+def test_a_dataset_ends_when_it_is_gone_through(directory):
+    dataset = LatentDataset(str(directory), repeats=3)
+    assert [sample.name for sample in dataset] == NAMES
+    assert sum(map(len, dataset.buckets)) == 9
