@@ -60,7 +60,6 @@ def measure(directory: Path) -> dict[str, float]:
 
     `dataset` reads buckets.json, too, and `in all` is what a run does after its imports.
     """
-    import resource
 
     took: dict[str, float] = {}
     with _timed(took, "imports"):
@@ -80,9 +79,8 @@ def measure(directory: Path) -> dict[str, float]:
         groups = step_groups(make_source(dataset, sampler), gradient_accumulation_steps=1)
         assert next(groups)[0].batch.names
     took["in all"] = sum(took[stage] for stage in ("dataset", "shapes", "first batch"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     took |= {"images": len(dataset), "batches": len(sampler)}
-    took["peak MiB"] = peak / (2**20 if sys.platform == "darwin" else 2**10)
+    took["peak MiB"] = _peak_memory()
     return took
 
 
@@ -145,6 +143,21 @@ def _show(counts: Sequence[int], make: Callable[..., Any], *, single: bool) -> N
             f"{took[stage]:.0f}" if "MiB" in stage else f"{took[stage]:.2f}" for stage in STAGES
         ]
         print(_row(f"{count:,}", cells), flush=True)
+
+
+def _peak_memory() -> float:
+    """The most memory that this process had, in MiB.
+
+    What `getrusage` says on Linux begins with the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = status.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
