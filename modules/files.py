@@ -35,12 +35,26 @@ def replacing(path: Path) -> Iterator[Path]:
     # the process: those of several machines may write into one directory.
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp{path.suffix}"
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # a file of safetensors would be readable for its owner alone
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def share_files(directory: Path) -> None:
+    """Let everybody read the files of a directory who may read a new file in it."""
+    probe = directory / f".{secrets.token_hex(8)}.tmp"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def walk_files(directory: Path, *, exclude: Collection[Path] = ()) -> Iterator[str]:

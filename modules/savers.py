@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from modules.errors import RunError
-from modules.files import replacing
+from modules.files import replacing, share_files
 from modules.protocols import Network, Run
 from modules.schedule import Every
 
@@ -188,6 +188,7 @@ def _write_directory(path: Path, write: Callable[[Path], object]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     write(temporary)
+    share_files(temporary)
     if path.is_dir():
         shutil.rmtree(path)
     os.replace(temporary, path)

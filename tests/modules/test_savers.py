@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,25 @@ def test_a_network_and_the_base_do_not_share_a_name(write_config):
     trainer = train(write_config(networks=LORA), "model.trainable=[unet.up_blocks]")
     assert names(trainer) == {"run", "run-lora.safetensors"}
     assert output_names("a", {"net": ControlNet()}, trains_base=True) == ["a-net/", "a/"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize("format", ["diffusers", "single_file"])
+def test_others_may_read_what_is_saved(write_config, model_directory, tmp_path, format):
+    """Programs that load it may run as another user; safetensors writes for the owner alone."""
+    config = load(
+        write_config(
+            model={"path": str(model_directory), "trainable": ["unet.mid_block"]},
+            networks=LORA,
+            save={"format": format, "directory": str(tmp_path)},
+        )
+    )
+    before = os.umask(0o022)
+    try:
+        trainer = Trainer.from_config(config)
+        trainer.saver.save_if_due(trainer, last=True)
+    finally:
+        os.umask(before)
+    files = [file for file in trainer.directory.rglob("*.safetensors") if file.is_file()]
+    assert len(files) == (4 if format == "diffusers" else 2)
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o644}
