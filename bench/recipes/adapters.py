@@ -53,6 +53,7 @@ ADAPTERS = {
     "hypernetwork": Recipe(
         title="hypernetwork",
         task=POLAROIDS_AMONG_PLAIN,
+        steps=1200,  # it reaches keys and values alone, and takes longer
         learning_rate=1e-3,
         networks={"style": {"module": "networks.hypernetwork.Hypernetwork", "args": {}}},
     ),
