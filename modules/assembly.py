@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from modules.buckets import BucketBatchSampler
 from modules.caption_lengths import describe_truncated
 from modules.component_checks import check_components
@@ -29,12 +27,23 @@ from modules.parts import (
 )
 from modules.plan import Plan
 from modules.preparation import is_prepared, prepare
-from modules.run_folder import next_run_folder, share_run_folder
+from modules.requests import Requests
+from modules.resume import (
+    as_begun,
+    check_config,
+    check_identity,
+    find_state,
+    go_on,
+    identify,
+    is_finished,
+)
+from modules.run_folder import check_space, first_save, next_run_folder, share_run_folder
 from modules.run_kinds import kind_of, with_sampler
 from modules.run_parts import RunParts, load_parts
 from modules.savers import BASE_ENDINGS, output_names
-from modules.schedule import total_steps
+from modules.schedule import Every, total_steps
 from modules.sections import DatasetConfig, PriorConfig
+from modules.state_keeper import StateKeeper
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
 
@@ -56,9 +65,14 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     check_components(config)
     for line in idle_settings(config):
         logger.warning("%s", line)
+    state = find_state(config)
+    if state is not None and check_config(state, config) and is_finished(state):
+        logger.info("nothing left to do: %s has made all its steps", state.parent)
+        return None
     warn_of_cpu_build()
     if not check:
-        return _assemble_run(config, create_accelerator(config.train.mixed_precision))
+        accelerator = create_accelerator(config.train.mixed_precision)
+        return _assemble_run(config, accelerator, state)
     if config.prepare and not is_prepared(config):
         listed = "".join(f"\n  {step.module}" for step in config.prepare)
         logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
@@ -71,7 +85,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     return None
 
 
-def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
+def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) -> Trainer:
     train, is_main = config.train, accelerator.is_main_process
     prepare(config, accelerator)
     parts = load_parts(config, weights=True)
@@ -91,11 +105,23 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
     saver = explained("save", lambda: build_saver(config))
     directory = explained(
         "",
-        lambda: share_run_folder(Path(config.save.directory), str(config.save.name), accelerator),
+        lambda: share_run_folder(
+            Path(config.save.directory),
+            str(config.save.name),
+            accelerator,
+            resumed=None if state is None else state.parent,
+        ),
     )
+    identity = identify(
+        config, parts.dataset, steps=plan.max_train_steps, processes=accelerator.num_processes
+    )
+    if state is not None:
+        check_identity(state, config, identity)
+    elif is_main:
+        explained("", lambda: check_space(directory, needed=first_save(parts.groups, config)))
     if is_main:
         plan.show(directory)
-        settings = to_yaml(config)
+        settings = to_yaml(as_begun(config))
         write_atomically(directory / "config.yaml", settings)
         start_trackers(
             accelerator,
@@ -104,8 +130,7 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
             run_name=directory.name,
             settings=settings,
         )
-    torch.manual_seed(train.seed + accelerator.process_index)
-    return kind_of(config).trainer(
+    trainer = kind_of(config).trainer(
         name=str(config.save.name),
         directory=directory,
         model=parts.model,
@@ -121,12 +146,33 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         lr_scheduler=build_schedule(config.lr_scheduler, optimizer, total=plan.max_train_steps),
         accelerator=accelerator,
         saver=saver if is_main else NoSaves(),
+        keeper=_keeper(config, directory, accelerator),
+        identity=identity,
         sampler=parts.sampler if is_main else NoSamples(),
         max_train_steps=plan.max_train_steps,
         steps_per_epoch=plan.steps_per_epoch,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         max_grad_norm=train.max_grad_norm,
+        max_nonfinite_steps=train.max_nonfinite_steps,
         log_every=train.log_every,
+        seed=train.seed,
+    )
+    if hasattr(trainer.saver, "state_dict"):
+        trainer.stateful["saver"] = trainer.saver
+    if state is not None:
+        explained("train.resume", lambda: go_on(trainer, state))
+    return trainer
+
+
+def _keeper(config: Config, directory: Path, accelerator: Accelerator) -> StateKeeper:
+    save = config.save
+    return StateKeeper(
+        directory,
+        Requests(directory, accelerator),
+        every=Every(steps=save.every_steps, epochs=save.every_epochs),
+        minutes=save.state_every_minutes,
+        is_regular=save.state,
+        writes=accelerator.is_main_process,
     )
 
 

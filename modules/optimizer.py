@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
 
 from modules.errors import RunError
 from modules.models.patterns import matches, nearby
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Rate = float | Mapping[str, float]
 
@@ -107,6 +112,30 @@ def as_optimizer_groups(groups: Iterable[ParameterGroup]) -> list[dict[str, Any]
         }
         for group in groups
     ]
+
+
+def settings_of(optimizer: Any) -> list[dict[str, Any]]:
+    """The settings that each parameter group of a fresh optimizer has, plain values only."""
+    plain = (int, float, bool, str, tuple, type(None))
+    return [
+        {
+            **{k: v for k, v in group.items() if k != "params" and isinstance(v, plain)},
+            "lr": float(group.get("initial_lr", group["lr"])),  # a schedule has moved the other
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def clip_gradients(
+    accelerator: Accelerator, parameters: Sequence[Parameter], max_norm: float
+) -> Tensor:
+    """Scale gradients down to a norm of `max_norm`, 0 leaves them; returns the norm before."""
+    if max_norm:
+        norm = accelerator.clip_grad_norm_(parameters, max_norm)
+        assert norm is not None, "FSDP is refused at start"
+        return norm
+    accelerator.unscale_gradients()
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def make_step(optimizer: Any, *, number: int) -> None:

@@ -234,7 +234,7 @@ class NoSamples:
 
 
 def saver_arguments(config: Config) -> dict[str, Any]:
-    return _arguments(config.save, without=("name", "directory"))
+    return _arguments(config.save, without=("name", "directory", "state", "state_every_minutes"))
 
 
 def sampler_arguments(config: Config) -> dict[str, Any]:

@@ -85,6 +85,11 @@ class Run(Protocol):
     @property
     def epoch(self) -> int: ...
 
+    @property
+    def asks_for_save(self) -> bool:
+        """Whether a person wants the weights of this step, due or not."""
+        ...
+
     def versions(self) -> Mapping[str, Callable[[], AbstractContextManager]]:
         """What is saved: contexts in which the weights are so, by what their files' names add."""
         ...

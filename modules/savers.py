@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from modules.errors import RunError
 from modules.files import replacing, share_files
@@ -51,15 +52,29 @@ class WeightsSaver:
         self._keep_last = keep_last
         self._dtype = DTYPES[dtype]
         self._base_ending = BASE_ENDINGS[format]
-        self._written: list[list[Path]] = []
+        self._written: list[list[str]] = []  # names in the run's folder
 
     def save_if_due(self, run: Run, *, last: bool) -> None:
-        """Save when due; an earlier save is deleted only after the new one is whole."""
-        if last:
-            self.save(run, suffix="")
-        elif self._every.is_due(run.step, steps_per_epoch=run.steps_per_epoch):
-            self._written.append(self.save(run, suffix=f"-step{run.step:08d}"))
-            self._rotate()
+        """Save when due or asked; an earlier save is deleted only after the new one is whole.
+
+        One on the way that can't be written costs a warning: the next may find the space.
+
+        Raises:
+            RunError: the last one can't be written, or a tensor is not finite.
+        """
+        due = self._every.is_due(run.step, steps_per_epoch=run.steps_per_epoch)
+        if not (last or due or run.asks_for_save):
+            return
+        try:
+            written = self.save(run, suffix="" if last else f"-step{run.step:08d}")
+        except (OSError, SafetensorError) as error:
+            if last:
+                raise RunError(f"{run.directory}: can't be written ({error})") from error
+            logger.warning("%s: can't be written (%s); training goes on", run.directory, error)
+            return
+        if due and not last:
+            self._written.append([path.name for path in written])
+            self._rotate(run.directory)
 
     def save(self, run: Run, *, suffix: str) -> list[Path]:
         """Write all trained networks and, if trained, the base; returns what was written.
@@ -99,11 +114,19 @@ class WeightsSaver:
             written.append(path)
         return written
 
-    def _rotate(self) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """What `keep_last` has to know of earlier saves, for a run that is resumed."""
+        return {"written": self._written}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._written = [list(names) for names in state["written"]]
+
+    def _rotate(self, directory: Path) -> None:
         if self._keep_last is None:
             return
         while len(self._written) > self._keep_last:
-            for path in self._written.pop(0):
+            for path in (directory / name for name in self._written.pop(0)):
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:

@@ -160,6 +160,14 @@ class TrainConfig:
     """Optimizer steps after which text encoders rest; null trains them to the end."""
     log_every: Count = 10
     """Optimizer steps between two lines of metrics."""
+    max_nonfinite_steps: Count = 20
+    """So many steps in a row with a loss or gradient that is not finite, which change nothing, end
+    the run."""
+    resume: str | None = None
+    """Go on with a run: its folder, or `auto` for the newest of this name that can; without one
+    `auto` begins anew."""
+    accept_changes: list[str] = field(default_factory=list)
+    """Keys that may differ from the run that is resumed: `[train.max_train_steps, dataset]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +186,11 @@ class SaveConfig:
     """Precision of the files."""
     format: Literal["diffusers", "single_file"] = "diffusers"
     """A trained base as a diffusers directory, or as one .safetensors in the original layout."""
+    state: bool = True
+    """Beside the weights keep what resuming needs: one state, of the newest save. false: only when
+    the run ends early."""
+    state_every_minutes: NonNegative = 15.0
+    """Keep it at the latest after so many minutes; 0: with weights only."""
     module: str = "modules.savers.WeightsSaver"
     """Dotted path of the saver's class."""
     args: dict[str, Any] = field(default_factory=dict)
