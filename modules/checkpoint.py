@@ -93,6 +93,7 @@ class TrainState:
                 ratio = group["lr"] / before["lr"] if before["lr"] else 1.0
                 group.update(lr=now["lr"] * ratio, initial_lr=now["lr"])
                 trainer.lr_scheduler.base_lrs[number] = now["lr"]
+        trainer.lr_scheduler._last_lr = [g["lr"] for g in trainer.optimizer.param_groups]
 
     def save(self, path: Path) -> None:
         """Write the state as a directory, whole or not at all.
