@@ -75,11 +75,11 @@ def find_states(directory: Path) -> list[Path]:
 
 
 def delete_other_states(directory: Path, kept: Path) -> None:
-    """Delete all states of a run's folder but one."""
-    for path in find_states(directory):
-        if path != kept:
+    """Delete all states of a run's folder but one, and what is left of half deleted ones."""
+    for path in directory.iterdir():
+        if path != kept and _NAME.fullmatch(path.name):
             # Without its manifest it is no state: one that is half deleted is never resumed from.
-            (path / _MANIFEST).unlink()
+            (path / _MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
 
 
