@@ -176,7 +176,6 @@ class Trainer:
             bound()
         if self.average is not None:
             self.average.update()
-        self.step, self.is_between_steps = number, True
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": norm, "images": sum(part.images for part in group)}
 
@@ -204,6 +203,7 @@ class Trainer:
             while self.step < self.max_train_steps and not self.keeper.requests.stops:
                 self.last_group = next(groups)
                 metrics = self.train_step(self.last_group)
+                self.step, self.is_between_steps = self.step + 1, True
                 self.keeper.requests.poll()
                 last = self.step == self.max_train_steps
                 # The order is fixed: log what was measured, save what was trained, keep the state
