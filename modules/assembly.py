@@ -103,6 +103,9 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
     optimizer = explained("optimizer", lambda: build_optimizer(config, parts.groups))
     saver = explained("save", lambda: build_saver(config))
+    if is_main and state is None:
+        needed, disk = first_save(parts.groups, config), Path(config.save.directory)
+        explained("", lambda: check_space(disk, needed=needed))
     directory = explained(
         "",
         lambda: share_run_folder(
@@ -117,8 +120,6 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     )
     if state is not None:
         check_identity(state, config, identity)
-    elif is_main:
-        explained("", lambda: check_space(directory, needed=first_save(parts.groups, config)))
     if is_main:
         plan.show(directory)
         settings = to_yaml(as_begun(config))
@@ -134,8 +135,8 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         name=str(config.save.name),
         directory=directory,
         model=parts.model,
-        networks=parts.networks,
-        trained_base=parts.trained_base,
+        networks=dict(parts.networks),
+        trained_base=dict(parts.trained_base),
         groups=parts.groups,
         objective=parts.objective,
         source=source,
