@@ -180,7 +180,7 @@ def test_a_dataset_with_other_images(write_config, tmp_path):
 def test_other_networks_than_the_state_has(path):
     interrupted(path, 3)
     options = ("networks.lora.args.rank=3", "train.accept_changes=[networks]")
-    with pytest.raises(ConfigError, match=r"lora_down\.weight has shape \(2, 32.*\) in it, now"):
+    with pytest.raises(ConfigError, match=r"lora_down\.weight has shape \(2, .*\) in it, now"):
         assemble(path, "train.resume=auto", *options)
     options = ("model.trainable=[unet.mid_block]", "train.accept_changes=[model]")
     with pytest.raises(ConfigError, match=r"base\.unet\.mid_block.* is not in it"):
