@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from modules.buckets import BucketBatchSampler
 from modules.caption_lengths import describe_truncated
+from modules.checkpoint import read_progress
 from modules.component_checks import check_components
 from modules.config import Config, to_yaml
 from modules.engine import create_accelerator, prepare_modules, set_attention
@@ -130,6 +131,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
             directory=directory,
             run_name=directory.name,
             settings=settings,
+            done=0 if state is None else read_progress(state)["step"],
         )
     trainer = kind_of(config).trainer(
         name=str(config.save.name),

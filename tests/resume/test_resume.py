@@ -341,3 +341,35 @@ def test_a_state_comes_after_some_minutes_at_the_latest(path, monkeypatch):
     monkeypatch.setattr(trainer.keeper, "keep", noted)
     trainer.train()
     assert seen == [1, 2, 3, 4, 5]
+
+
+def test_curves_go_on_where_they_were(write_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = write_config(
+        networks=LORA,
+        train={"max_train_steps": 5},
+        save={"every_steps": 2},
+        loggers={"tensorboard": None, "wandb": None},
+    )
+    trainer = assemble(path)
+    make = trainer.train_step
+
+    def train_step(group):
+        if trainer.step + 1 == 4:
+            raise KeyboardInterrupt  # as a second Ctrl-C: step 3 is logged, the state is of step 2
+        return make(group)
+
+    trainer.train_step = train_step  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    resumed = assemble(path, "train.resume=auto")
+    assert resumed.step == 2
+    resumed.train()
+    events = EventAccumulator(str(trainer.directory / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
+    assert [record["step"] for record in resumed.metrics.read()] == [1, 2, 3, 4, 5]
+    runs = [p.name for p in (trainer.directory / "wandb").glob("offline-run-*")]
+    (name,) = {run.rpartition("-")[2] for run in runs}
+    assert name == (trainer.directory / "wandb_id").read_text().strip()
