@@ -203,7 +203,7 @@ def test_weights_behind_files(tmp_path):
     assert parse_source(f"{file}:0.8") == Source(file, 0.8, 0.8)
     assert parse_source(f"{file}:0.8:-0.4") == Source(file, 0.8, -0.4)
     for text in (f"{file}:1:2:3", "no.safetensors:1", f"{file}:x", ""):
-        with pytest.raises(ValueError, match="there is no such file; write FILE, FILE:0.8"):
+        with pytest.raises(ValueError, match=r"there is no such file; write FILE, FILE:0\.8"):
             parse_source(text)
 
 
