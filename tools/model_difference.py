@@ -55,10 +55,10 @@ def extract(
     for number, component in enumerate(shape.components()):
         piece = "unet" if component == "unet" else f"text_encoder{f'_{number}' * (number > 1)}"
         before, after = (load(path, weights=[piece]) for path in (base, tuned))
-        layers = before.adapter_layers([component], conv=conv_rank is not None)
+        layers: dict[str, Any] = before.adapter_layers([component], conv=conv_rank is not None)
         modules = after.components()[component]
         for path, layer in layers.items():
-            theirs = modules.get_submodule(split_component(path)[1])
+            theirs: Any = modules.get_submodule(split_component(path)[1])
             change = _difference(layer.weight, theirs.weight)
             if change is None:
                 continue
