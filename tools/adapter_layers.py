@@ -17,13 +17,21 @@ from modules.savers import DTYPES
 from networks.adapter_kinds import kind_of
 from networks.dora import weight_change
 from networks.files import read_metadata, write_layers
+from networks.peft_files import HEADER
 from networks.resuming import restore
 from tools.low_rank import Factors
 
 Layer = Mapping[str, Tensor]
 
-_STALE = ("sshs_", "modelspec.hash", "ss_network_")
-"""How metadata begin that are of the file they stand in."""
+NOTE = "sd_trainer.note"
+"""Metadata of what was done to a file, in words."""
+
+_STALE = (
+    *("sshs_", "modelspec.hash", "modelspec.title", "ss_network_"),
+    "sd_trainer.",  # the receipt of the run that made the file
+    HEADER,  # which diffusers would take for that of the new layers
+)
+"""How metadata begin that are of the file they stand in alone."""
 
 
 def component_of(name: str) -> str:
@@ -113,7 +121,7 @@ def kept_metadata(paths: Sequence[Path]) -> dict[str, str]:
     Raises:
         ValueError: they are for different kinds of models.
     """
-    every = [read_metadata(path) for path in paths]
+    every = [{} if path.is_dir() else read_metadata(path) for path in paths]
     versions = {
         path.name: own["ss_base_model_version"]
         for path, own in zip(paths, every, strict=True)
@@ -151,7 +159,7 @@ def write_lora(
                 **metadata,
                 **describe_ranks(layers),
                 "ss_output_name": output.stem,
-                "ss_training_comment": note,
+                NOTE: note,
             },
         )
 

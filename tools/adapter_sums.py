@@ -18,6 +18,7 @@ from modules.savers import DTYPES
 from networks.matching import layers_for
 from networks.reading import read_layers
 from tools.adapter_layers import (
+    NOTE,
     Layer,
     as_lora,
     change_of,
@@ -96,7 +97,7 @@ def merge_into_base(
         weight.add_(_sum(name, parts, device).to(weight.device))
     told = f"{base} with {', '.join(map(str, sources))} in {len(found)} layers"
     if is_file:
-        metadata = {"modelspec.title": output.stem, "ss_training_comment": f"sd-trainer: {told}"}
+        metadata = {"modelspec.title": output.stem, NOTE: f"merged by sd-trainer: {told}"}
         with replacing(output) as temporary:
             model.save_single_file(temporary, dtype=DTYPES[dtype], metadata=metadata)
     else:

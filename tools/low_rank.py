@@ -124,7 +124,7 @@ def shorten(factors: Factors, limits: Limits) -> tuple[Factors, float, float]:
     u, values, v = torch.linalg.svd(upper @ lower.T, full_matrices=False)
     whole = float(values.square().sum())
     count = limits.count(values, whole)
-    if count >= min(factors.rank, len(values)):
+    if count == len(values) and factors.rank <= (limits.rank or factors.rank):
         return factors, 0.0, whole
     root = values[:count].sqrt()
     up, down = (left @ u[:, :count]) * root, root[:, None] * (v[:count] @ right.T)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import tiny
 import torch
@@ -110,7 +112,7 @@ def test_loras_become_one_exactly(family, tmp_path):
         metadata = file.metadata()
     assert metadata["ss_network_dim"] == "Dynamic"
     assert metadata["ss_base_model_version"] == make().base_version()["ss_base_model_version"]
-    assert "0.safetensors:0.8:0.4, " in metadata["ss_training_comment"]
+    assert "0.safetensors:0.8:0.4, " in metadata["sd_trainer.note"]
     check_with_diffusers(name, folder, output, make)
 
 
@@ -190,8 +192,15 @@ def test_files_of_other_programs_are_merged(tmp_path, model_directory):
         peft[f"{path}.lora_A.weight"] = layer.lora_down.weight.detach()
         peft[f"{path}.lora_B.weight"] = layer.lora_up.weight.detach()
     save_file(peft, tmp_path / "peft.safetensors")
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    own = {key.replace("unet.", "base_model.model."): tensor for key, tensor in peft.items()}
+    save_file(own, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     output = tmp_path / "one.safetensors"
-    files = [Source(file, 0.25, 0.25), Source(tmp_path / "peft.safetensors", 0.75, 0.75)]
+    weights = {file: 0.25, tmp_path / "peft.safetensors": 0.5, folder: 0.25}
+    files = [Source(path, weight, weight) for path, weight in weights.items()]
     merge_adapters(files, output, model=str(model_directory), dtype="fp32")
     close(changes(output), expected)
 

@@ -81,7 +81,7 @@ def test_energy_takes_the_fewest_that_hold_it(tmp_path, energy):
     written = metadata(tmp_path / "b.safetensors")
     assert written["ss_network_dim"] == "Dynamic"
     assert written["ss_network_alpha"] == "3"
-    assert "resized by sd-trainer: ranks 4..8 -> " in written["ss_training_comment"]
+    assert "resized by sd-trainer: ranks 4..8 -> " in written["sd_trainer.note"]
     tensors = load_file(tmp_path / "b.safetensors")
     assert {float(tensors[key]) for key in tensors if key.endswith("alpha")} == {3.0}
 
@@ -100,15 +100,19 @@ def test_metadata_are_kept_and_corrected(tmp_path):
     network = locon(conv_rank=8)
     model = tiny.make_sd()
     network.attach(model)
-    given = {**network.describe(model), "ss_tag_frequency": "{}", "sshs_model_hash": "1234"}
+    own = {"ss_tag_frequency": "{}", "sshs_model_hash": "1", "ss_training_comment": "cats"}
+    own["lora_adapter_metadata"] = json.dumps({"unet.r": 8})
+    given = {**network.describe(model), **own}
     network.save(tmp_path / "a.safetensors", dtype=torch.float32, metadata=given)
     resize(tmp_path / "a.safetensors", tmp_path / "b.safetensors", rank=2)
     written = metadata(tmp_path / "b.safetensors")
     assert written["ss_tag_frequency"] == "{}"
+    assert written["ss_training_comment"] == "cats"
     assert written["ss_network_dim"] == "2"
     assert json.loads(written["ss_network_args"]) == {"conv_dim": "2", "conv_alpha": "3"}
     assert written["ss_output_name"] == "b"
-    assert written.get("sshs_model_hash") != "1234"
+    assert written.get("sshs_model_hash") != "1"
+    assert "lora_adapter_metadata" not in written
 
 
 def test_the_magnitudes_of_a_dora_are_kept(tmp_path):
