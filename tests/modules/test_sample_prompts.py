@@ -222,6 +222,19 @@ def test_a_wrong_prompt_stops_before_anything_is_loaded(write_config):
     assert "no/such-model" not in str(raised.value)
 
 
+def test_a_sampler_that_the_objectives_schedule_forbids_is_told_at_start(write_config):
+    from modules.config import ConfigError, load
+    from modules.trainer import Trainer
+
+    zero = {"zero_terminal_snr": True}
+    given = {"networks": LORA, "train": {"max_train_steps": 1}}
+    objective = {"module": "modules.objectives.VPrediction", "args": zero}
+    sample = {"prompts": ["a cat", "a dog --ss heun"], "width": 32, "height": 32}
+    Trainer.from_config(load(write_config(**given, sample=sample)))
+    with pytest.raises(ConfigError, match=r"sample: prompts\.1: sampler: heun can't draw"):
+        Trainer.from_config(load(write_config(**given, objective=objective, sample=sample)))
+
+
 def test_an_unknown_sampler_of_the_config_is_told(write_config):
     from modules.config import ConfigError, load
 
