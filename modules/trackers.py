@@ -66,18 +66,25 @@ def _run_id(directory: Path) -> str:
 def show_images(
     tracker: Any, key: str, images: Sequence[Image], captions: Sequence[str], *, step: int
 ) -> None:
-    """Log pictures to one tracker, with their captions where it shows any."""
-    if tracker.name == "wandb":
-        import wandb
+    """Log pictures to one tracker, with their captions where it shows any.
 
-        pairs = zip(images, captions, strict=True)
-        pictures = [wandb.Image(image, caption=caption) for image, caption in pairs]
-        tracker.log({key: pictures}, step=step)
-    elif tracker.name == "tensorboard":
-        import numpy as np
+    Trackers want those of one key in one size: of several, each has a key with the size in it.
+    """
+    by_size: dict[tuple[int, int], list[tuple[Image, str]]] = {}
+    for image, caption in zip(images, captions, strict=True):
+        by_size.setdefault(image.size, []).append((image, caption))
+    for (width, height), pairs in by_size.items():
+        name = key if len(by_size) == 1 else f"{key}/{width}x{height}"
+        if tracker.name == "wandb":
+            import wandb
 
-        stacked = np.stack([np.asarray(image) for image in images])  # (N, H, W, 3)
-        tracker.log_images({key: stacked}, step=step, dataformats="NHWC")
+            pictures = [wandb.Image(image, caption=caption) for image, caption in pairs]
+            tracker.log({name: pictures}, step=step)
+        elif tracker.name == "tensorboard":
+            import numpy as np
+
+            stacked = np.stack([np.asarray(image) for image, _ in pairs])  # (N, H, W, 3)
+            tracker.log_images({name: stacked}, step=step, dataformats="NHWC")
 
 
 def _start(

@@ -266,8 +266,11 @@ def test_a_run_writes_its_folder(write_config):
         "loss.png",
         "run.safetensors",
         "before_after.png",
-        str(Path("samples") / "step00000000.png"),
-        str(Path("samples") / f"step{steps:08d}.png"),
+        *(
+            str(Path("samples") / f"step{step:08d}{ending}.png")
+            for step in (0, steps)
+            for ending in ("", "/00", "/01")
+        ),
     } == files
     records = [
         json.loads(x) for x in (trainer.directory / "metrics.jsonl").read_text().splitlines()
