@@ -160,8 +160,8 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         log_every=train.log_every,
         seed=train.seed,
     )
-    if hasattr(trainer.saver, "state_dict"):
-        trainer.stateful["saver"] = trainer.saver
+    parts_with_state = {"saver": trainer.saver, "sampler": trainer.sampler}
+    trainer.stateful |= {n: p for n, p in parts_with_state.items() if hasattr(p, "state_dict")}
     if state is not None:
         explained("train.resume", lambda: go_on(trainer, state))
     return trainer
