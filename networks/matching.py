@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from modules.models.patterns import matches
 from networks.adapter_kinds import width_of
 from networks.keys import kohya_name, split_component
 from networks.reading import read_layers
@@ -51,7 +52,7 @@ def layers_for(model: Any, path: Path) -> dict[str, FoundLayer]:
             + "; it is for another kind of model"
         )
     named = {known[name]: tensors for name, tensors in layers.items()}
-    idle = [own for own in named if _is_below(own, model.idle_paths())]
+    idle = [own for own in named if any(matches(own, part) for part in model.idle_paths())]
     if idle:
         logger.info(
             "%s: %d of its layers have no effect in this model and are left out, first %s",
@@ -89,10 +90,6 @@ def known_names(model: Any) -> dict[str, str]:
                         path = f"{component}.{inner}"
                         names.setdefault(f"{start}_{known.replace('.', '_')}", path)
     return names
-
-
-def _is_below(path: str, parts: Iterable[str]) -> bool:
-    return any(path == part or path.startswith(f"{part}.") for part in parts)
 
 
 def _check_family(path: Path, layers: Mapping[str, Mapping[str, Tensor]], model: Any) -> None:
