@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from modules.models.tensor_file import open_tensors
 from tools import convert_ckpt, inert_pickle
+from tools.containers import change_container
 from tools.inert_pickle import Inert, read_tensors
 
 RUN: list[str] = []
@@ -127,7 +128,7 @@ def rebuild(*arguments: object) -> Call:
 def test_tensors_come_out_bit_by_bit_and_nothing_is_run(foreign, tmp_path, caplog):
     RUN.clear()
     with caplog.at_level("INFO"):
-        assert convert_ckpt.convert_ckpt(foreign, tmp_path / "out.safetensors") == len(tensors())
+        assert change_container(foreign, tmp_path / "out.safetensors") == len(tensors())
     assert RUN == []
     assert f"{__name__}.note" in caplog.text
     loaded = load_file(tmp_path / "out.safetensors")
