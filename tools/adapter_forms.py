@@ -69,6 +69,10 @@ def to_peft(
         if not own:
             continue
         inner = {path.removeprefix(f"{component}."): layer for path, layer in own.items()}
+        if piece != "unet" and any("dora_scale" in layer for layer in inner.values()):
+            logger.warning(
+                "%s: diffusers 0.42 leaves out the magnitudes of text encoders, its own too", output
+            )
         config |= {f"{piece}.{k}": v for k, v in _peft_config(inner, source).items()}
         for path, layer in inner.items():
             start = f"{piece}.{base.classic_path(component, path) if piece != 'unet' else path}"

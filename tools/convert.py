@@ -36,7 +36,7 @@ def convert(
     output: str | Path,
     *,
     to: str | None = None,
-    model: str | None = None,
+    model: str | Path | None = None,
     dtype: str | None = None,
 ) -> str:
     """Write `input` in the form that `output`'s ending, and of an adapter `to`, say.
@@ -54,6 +54,7 @@ def convert(
         ValueError: the input is of no known form, this can't be done with it, or `output` exists.
     """
     source, target = Path(input), Path(output)
+    model = None if model is None else str(model)
     check_new(target)
     if to is not None and to not in FORMS:
         raise ValueError(f"to: {to!r} is not one of {', '.join(FORMS)}")
