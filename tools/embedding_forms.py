@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from modules.files import replacing
-from networks.files import read_tensors
 from tools.command import check_new
 from tools.containers import PICKLES, in_dtype, read_file, write_file
 
@@ -24,6 +23,8 @@ def is_embedding(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
     diffusers calls the only tensor by its token.
     """
+    from networks.files import read_tensors
+
     if not shapes:
         return "string_to_param" in read_tensors(file)
     if shapes.keys() in ({"emb_params"}, {"clip_l", "clip_g"}):
@@ -51,6 +52,8 @@ def convert_embedding(file: Path, output: Path, *, dtype: str | None = None) -> 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The vectors, (n, width), by the names of .safetensors files, and what is told of them."""
     import torch
+
+    from networks.files import read_tensors
 
     if file.suffix == ".safetensors":
         tensors, metadata = read_file(file)
