@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tools.command import check_new
 from tools.containers import in_dtype, write_file
+from tools.peft_directories import peft_config, peft_tensors, usual, write_directory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,34 +52,29 @@ def to_peft(
 ) -> int:
     """Write a LoRA as diffusers does, which `load_lora_weights` reads; returns its tensors.
 
-    Alphas and ranks of each layer stand in the header. `model` is the base it is for, if that is
-    none of the published sizes.
+    Alphas and ranks of each layer stand in the header. An `output` without an ending becomes
+    PEFT's directories `unet`, `text_encoder` and `text_encoder_2`, of LoHas too. `model` is the
+    base it is for, if that is none of the published sizes.
 
     Raises:
-        ValueError: it is no LoRA, PEFT can't express it, or it is for another model.
+        ValueError: it is of another kind, PEFT can't express it, or it is for another model.
     """
-    from networks.peft_files import HEADER
-
     check_new(output)
     layers, base = _open(source, model)
-    tensors: dict[str, Tensor] = {}
-    config: dict[str, Any] = {}
-    for component, piece in _PIECES.items():
-        own = {p: t for p, t in layers.items() if p.startswith(f"{component}.")}
-        if not own:
-            continue
-        inner = {path.removeprefix(f"{component}."): layer for path, layer in own.items()}
-        if piece != "unet" and any("dora_scale" in layer for layer in inner.values()):
-            logger.warning(
-                "%s: diffusers 0.42 leaves out the magnitudes of text encoders, its own too", output
-            )
-        config |= {f"{piece}.{k}": v for k, v in _peft_config(inner, source).items()}
-        for path, layer in inner.items():
-            start = f"{piece}.{base.classic_path(component, path) if piece != 'unet' else path}"
-            tensors |= {f"{start}.{key}": tensor for key, tensor in _peft_tensors(layer).items()}
-    metadata = {**_metadata(source), HEADER: json.dumps(config, sort_keys=True)}
-    write_file(output, {k: in_dtype(k, t, dtype) for k, t in tensors.items()}, metadata)
-    return len(tensors)
+    kinds = ("LoRA",) if output.suffix else ("LoRA", "LoHa")
+    pieces = _by_piece(layers)
+    configs = {piece: peft_config(own, source, kinds=kinds) for piece, own in pieces.items()}
+    tensors = {
+        piece: {path: peft_tensors(layer) for path, layer in own.items()}
+        for piece, own in pieces.items()
+    }
+    told = _metadata(source)
+    if output.suffix:
+        return _write_pipeline(output, tensors, configs, told, base=base, dtype=dtype)
+    return sum(
+        write_directory(output / piece, own, configs[piece], told, dtype=dtype)
+        for piece, own in tensors.items()
+    )
 
 
 def to_kohya(
@@ -92,7 +87,7 @@ def to_kohya(
     Raises:
         ValueError: it is no adapter that can be read, or is for another model.
     """
-    from networks.adapter_kinds import kind_of, rank_of
+    from networks.adapter_kinds import rank_of
     from networks.keys import kohya_name, network_metadata
     from networks.peft_files import HEADER
 
@@ -103,19 +98,63 @@ def to_kohya(
         for path, layer in layers.items()
         for key, tensor in layer.items()
     }
-    kind = kind_of(next(iter(layers.values())))
-    name = "" if kind is None else kind.name.lower()
     told = network_metadata(
         base,
-        module="networks.lora" if name == "lora" else "lycoris.kohya",
+        module="networks.lora",
         rank=_common(rank_of(layer) for layer in layers.values()),
-        alpha=f"{_usual(float(layer['alpha']) for layer in layers.values()):g}",
-        args={} if name == "lora" else {"algo": name},
+        alpha=f"{usual(float(layer['alpha']) for layer in layers.values()):g}",
+        args={},
     )
+    algorithm = _algorithm(layers)
+    if algorithm:
+        told |= {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(algorithm)}
     metadata = {**told, **_metadata(source)}
     metadata.pop(HEADER, None)
     write_file(output, tensors, metadata)
     return len(tensors)
+
+
+def _write_pipeline(
+    output: Path,
+    pieces: Mapping[str, Layers],
+    configs: Mapping[str, Mapping[str, Any]],
+    metadata: Mapping[str, str],
+    *,
+    base: Any,
+    dtype: str | None,
+) -> int:
+    """Write the file that diffusers' pipelines save, with the configs in its header."""
+    from networks.peft_files import HEADER
+
+    if any(config["use_dora"] for piece, config in configs.items() if piece != "unet"):
+        logger.warning(
+            "%s: diffusers 0.42 leaves out the magnitudes of text encoders, its own too", output
+        )
+    components = {piece: component for component, piece in _PIECES.items()}
+    tensors: dict[str, Tensor] = {}
+    for piece, layers in pieces.items():
+        for path, own in layers.items():
+            name = path if piece == "unet" else base.classic_path(components[piece], path)
+            tensors |= {f"{piece}.{name}.{k}": in_dtype(k, t, dtype) for k, t in own.items()}
+    header = {
+        f"{piece}.{key}": value
+        for piece, config in configs.items()
+        for key, value in config.items()
+        if key != "peft_type"  # which no constructor takes
+    }
+    write_file(output, tensors, {**metadata, HEADER: json.dumps(header, sort_keys=True)})
+    return len(tensors)
+
+
+def _by_piece(layers: Layers) -> dict[str, dict[str, Mapping[str, Tensor]]]:
+    """Layers by the pipeline's piece and by their path in it."""
+    found: dict[str, dict[str, Mapping[str, Tensor]]] = {}
+    for component, piece in _PIECES.items():
+        start = f"{component}."
+        own = {p.removeprefix(start): t for p, t in layers.items() if p.startswith(start)}
+        if own:
+            found[piece] = own
+    return found
 
 
 def _open(source: Path, model: str | None) -> tuple[Layers, Any]:
@@ -151,43 +190,18 @@ def _family(layers: Layers, source: Path) -> str:
     return "sdxl" if any(name.startswith(("lora_te1_", "lora_te2_")) for name in layers) else "sd1"
 
 
-def _peft_tensors(layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    down = layer["lora_down.weight"]
-    found = {"lora_A.weight": down, "lora_B.weight": layer["lora_up.weight"]}
-    if "dora_scale" in layer:
-        rows = layer["dora_scale"].flatten()
-        found["lora_magnitude_vector"] = rows if down.dim() == 2 else rows.view(1, -1, 1, 1)
-    return found
-
-
-def _peft_config(layers: Layers, source: Path) -> dict[str, Any]:
-    """PEFT's config of one piece; patterns are whole paths."""
+def _algorithm(layers: Layers) -> dict[str, str]:
+    """LyCORIS' arguments of what isn't a plain LoRA."""
     from networks.adapter_kinds import kind_of
 
-    for path, layer in layers.items():
-        kind = kind_of(layer)
-        if kind is None or kind.name != "LoRA":
-            what = "of another kind" if kind is None else f"a {kind.name}"
-            raise ValueError(f"{source}: {path} is {what}; diffusers reads LoRA only")
-        if "dora_scale" in layer and layer["dora_scale"].shape[0] != len(layer["lora_up.weight"]):
-            raise ValueError(
-                f"{source}: {path} has magnitudes of input channels, which PEFT doesn't know; "
-                "train with dora: output for it"
-            )
-    decomposed = {"dora_scale" in layer for layer in layers.values()}
-    if len(decomposed) > 1:
-        raise ValueError(f"{source}: some of its layers are DoRAs, and PEFT takes all or none")
-    ranks = {path: len(layer["lora_down.weight"]) for path, layer in layers.items()}
-    alphas = {path: float(layer["alpha"]) for path, layer in layers.items()}
-    rank, alpha = _usual(ranks.values()), _usual(alphas.values())
-    return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
-        "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
-        "target_modules": sorted(layers),
-        "use_dora": True in decomposed,
-    }
+    first = next(iter(layers.values()))
+    kind, scale = kind_of(first), first.get("dora_scale")
+    algorithm = "" if kind is None else kind.name.lower()
+    if scale is None:
+        return {} if algorithm == "lora" else {"algo": algorithm}
+    algorithm = "locon" if algorithm == "lora" else algorithm
+    rows = len(scale) > 1
+    return {"algo": algorithm, "dora_wd": "True", "wd_on_output": str(rows)}
 
 
 def _metadata(source: Path) -> dict[str, str]:
@@ -201,7 +215,3 @@ def _common(values: Iterable[int]) -> str:
     """What all have; "Dynamic" if they differ."""
     found = {str(value) for value in values}
     return found.pop() if len(found) == 1 else "Dynamic"
-
-
-def _usual(values: Iterable[float]) -> float:
-    return Counter(values).most_common(1)[0][0]

@@ -2,6 +2,7 @@
 
 python tools/convert.py lora.safetensors -o peft.safetensors --to peft    kohya's names -> PEFT's
 python tools/convert.py peft.safetensors -o lora.safetensors              and back; also a directory
+python tools/convert.py lora.safetensors -o folder --to peft              PEFT's directories
 python tools/convert.py lora.pt -o lora.safetensors                       adapters, PFG, embeddings
 python tools/convert.py model_folder -o model.safetensors                 diffusers -> one file
 python tools/convert.py model.safetensors -o model_folder                 and back
@@ -70,7 +71,7 @@ def convert(
         if model is None:
             raise ValueError(f"{source}: give the base model that the ControlNet is for (--model)")
         count = to_directory(source, target, model=model, dtype=dtype)
-    elif not as_file:
+    elif not as_file and not (kind in FORMS and to == "peft"):
         raise ValueError(f"{target}: this is written as a file; end its name with .safetensors")
     elif kind == "embedding":
         count = convert_embedding(source, target, dtype=dtype)
@@ -105,7 +106,7 @@ def _convert_adapter(
     source: Path, target: Path, kind: str, *, to: str | None, model: str | None, dtype: str | None
 ) -> int:
     wanted = to or "kohya"
-    if wanted == kind and source.is_file():
+    if wanted == kind and source.is_file() and target.suffix:
         if source.suffix == target.suffix and dtype is None:
             other = FORMS[1 - FORMS.index(kind)]
             raise ValueError(f"{source}: has {kind}'s names already; --to {other} gives the others")

@@ -240,6 +240,33 @@ def test_the_command(tmp_path, capsys):
     assert not [*tmp_path.glob("b*")]
 
 
+@pytest.mark.parametrize("kind", ["locon", "locon-dora", "loha"])
+def test_peft_reads_its_directories(kind, tmp_path):
+    from peft import PeftModel
+
+    directory = tiny.save_sd(tmp_path / "model")
+    model = load(str(directory))
+    plain, theirs = outputs(model), twin(model)
+    options = {"weight_decompose": True} if kind.endswith("dora") else {}
+    file = write_lycoris(model, tmp_path / "a.safetensors", kind.partition("-")[0], **options)
+    convert(file, tmp_path / "peft", to="peft", model=directory)
+    for piece, module in (
+        ("unet", theirs.denoiser),
+        ("text_encoder", theirs.text_encoders[0].module),
+    ):
+        PeftModel.from_pretrained(module, tmp_path / "peft" / piece)
+    for mine, found, base in zip(outputs(model), outputs(theirs), plain, strict=True):
+        assert (mine - base).abs().max() > 1e-2
+        assert torch.allclose(mine, found, atol=1e-5, rtol=1e-5)
+    convert(tmp_path / "peft", tmp_path / "b.safetensors", model=directory)
+    back, first = load_file(tmp_path / "b.safetensors"), load_file(file)
+    assert_equal(back, {key: tensor.float() for key, tensor in first.items()})
+    told = header(tmp_path / "b.safetensors")
+    assert told["ss_network_module"] == ("networks.lora" if kind == "locon" else "lycoris.kohya")
+    if kind == "locon-dora":
+        assert json.loads(told["ss_network_args"])["wd_on_output"] == "True"
+
+
 def test_what_peft_has_no_form_for_is_said(tmp_path, caplog):
     directory = tiny.save_sd(tmp_path / "model")
     write_lora(load(str(directory)), tmp_path / "dora.safetensors", dora="output")
