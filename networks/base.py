@@ -44,6 +44,7 @@ class Adapter(nn.Module):
     """
 
     layer_class: ClassVar[type[AdapterLayer]]
+    file_kind: ClassVar[str] = "lora"  # as ModelSpec calls adapters of every algorithm
     file_module: ClassVar[str] = "lycoris.kohya"  # by which readers tell what a file is
     algorithm: ClassVar[str | None] = None
     dynamic_factor: ClassVar[int] = 1
@@ -207,8 +208,7 @@ class Adapter(nn.Module):
     def _read_layer(self, name: str, tensors: Mapping[str, Tensor]) -> AdapterLayer:
         base = self._base[name]
         if "alpha" not in tensors:  # readers take a scale of 1
-            rank = self.layer_class.rank_of(tensors)
-            tensors = {**tensors, "alpha": torch.tensor(float(rank))}
+            tensors = {**tensors, "alpha": torch.tensor(float(self.layer_class.rank_of(tensors)))}
         floats = self._as_configured(name, {key: t.float() for key, t in tensors.items()})
         layer = self.layer_class.from_shapes(base, floats)
         layer.dropouts = self._dropouts()

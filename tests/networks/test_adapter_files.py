@@ -110,7 +110,7 @@ def test_a_file_says_what_it_is(variant, module, keys, args, tmp_path):
 
 
 def test_files_hold_their_own_hashes(tmp_path):
-    model, network = attached("lora")
+    _, network = attached("lora")
     path = tmp_path / "adapter.safetensors"
     hashes = []
     for dtype in (torch.float32, torch.float32, torch.float16):
