@@ -24,23 +24,23 @@ from modules.file_hashes import FileHashes, find_weights, hash_weights
 from modules.files import write_atomically
 from modules.masking import mask_secrets
 from modules.package_versions import package_versions
+from modules.receipt_keys import (
+    BASE,
+    CONFIG,
+    DATASET,
+    DEVICES,
+    FILES,
+    MANIFEST,
+    PACKAGES,
+    UNREAD,
+    WEIGHTS,
+)
 from modules.safetensors_header import hash_head
 from modules.sections import Config
 from modules.yaml_source import escape
 from modules.yaml_text import dump
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "sd_trainer."
-CONFIG = f"{PREFIX}config"
-PACKAGES = f"{PREFIX}packages"
-DEVICES = f"{PREFIX}devices"
-BASE = f"{PREFIX}base_model_hash"
-WEIGHTS = f"{PREFIX}weights"
-DATASET = f"{PREFIX}dataset_hash"
-FILES = f"{PREFIX}dataset_files"
-UNREAD = f"{PREFIX}dataset_files_unread"
-MANIFEST = f"{PREFIX}manifest"
 
 _SAID_AFTER = 5.0  # seconds of waiting
 _PATIENCE = 600.0

@@ -16,14 +16,13 @@ import torch
 from modules.errors import RunError
 from modules.files import replacing, share_files
 from modules.protocols import Network, Run
+from modules.receipt_keys import BESIDE
 from modules.schedule import Every
 
 logger = logging.getLogger(__name__)
 
 BASE_ENDINGS = {"diffusers": "", "single_file": ".safetensors"}
 """`save.format` -> what a trained base's name ends with; "" stands for a directory."""
-DESCRIPTION = "sd_trainer.json"
-"""The metadata of a base model's directory, in it."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -171,7 +170,7 @@ def _save_described(
     """Let `save` fill a directory, and write beside its files what a single file says of itself."""
     save(directory)
     text = json.dumps(dict(metadata), ensure_ascii=False, indent=1) + "\n"
-    (directory / DESCRIPTION).write_text(text, encoding="utf-8")
+    (directory / BESIDE).write_text(text, encoding="utf-8")
 
 
 def _write_file(path: Path, write: Callable[[Path], object]) -> None:
