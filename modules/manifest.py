@@ -36,10 +36,9 @@ class Total:
 def write_manifest(datasets: Mapping[str, Any], file: BinaryIO, hashes: FileHashes) -> Total | None:
     """Write a line for each dataset and each of its files; None if none tells its files.
 
-    `datasets` are those of the run by their section. The hash of all is over names and contents in
-    the datasets' order, not over where the datasets lie.
+    `datasets` are those of the run by their section; `file` is new. The hash of all is over names
+    and contents in the datasets' order, not over where the datasets lie.
     """
-    digest, files, unread = hashlib.sha256(), 0, 0
     parts = [
         (section, name, part)
         for section, dataset in datasets.items()
@@ -48,14 +47,28 @@ def write_manifest(datasets: Mapping[str, Any], file: BinaryIO, hashes: FileHash
     for section, name, part in parts:
         root = str(part.store)
         _write(file, {"dataset": section, "name": name, "path": root})
-        digest.update(f"\0{section}\n".encode())
         for each in dataset_files(part):
             sha256 = None if is_remote(root) else _hash(Path(root) / each, hashes)
             _write(file, {"file": each, "sha256": sha256})
-            digest.update(f"{each}\0{sha256}\n".encode("utf-8", "surrogatepass"))
-            files += 1
-            unread += sha256 is None
-    return Total(digest.hexdigest(), files, unread) if parts else None
+    file.seek(0)
+    return total_of(file) if parts else None
+
+
+def total_of(lines: Iterable[bytes]) -> Total:
+    """Return what the lines of a manifest say of all files together.
+
+    Raises:
+        ValueError: a line is none of a manifest.
+    """
+    digest, files, unread, before = hashlib.sha256(), 0, 0, None
+    for listed in read_manifest(lines):
+        if (listed.section, listed.root) != before:
+            before = listed.section, listed.root
+            digest.update(f"\0{listed.section}\n".encode())
+        digest.update(f"{listed.file}\0{listed.sha256}\n".encode("utf-8", "surrogatepass"))
+        files += 1
+        unread += listed.sha256 is None
+    return Total(digest.hexdigest(), files, unread)
 
 
 def dataset_files(dataset: PreparedDataset) -> Iterator[str]:
@@ -87,8 +100,25 @@ def unpack_manifest(text: str) -> bytes:
         raise ValueError(f"the manifest can't be read ({error})") from error
 
 
-def read_manifest(lines: Iterable[bytes]) -> Iterator[tuple[str, str, str | None]]:
-    """Yield section and path of a dataset, path of a file within it, and the file's hash.
+@dataclass(frozen=True)
+class Listed:
+    """A file as a manifest lists it."""
+
+    section: str
+    """Of the config: dataset, prior."""
+    root: str
+    """The dataset's path, as the config has it."""
+    file: str
+    sha256: str | None
+
+    @property
+    def path(self) -> str:
+        """Where it lies."""
+        return f"{self.root}/{self.file}"
+
+
+def read_manifest(lines: Iterable[bytes]) -> Iterator[Listed]:
+    """Yield the files that a manifest lists.
 
     Raises:
         ValueError: a line is none of a manifest.
@@ -98,7 +128,7 @@ def read_manifest(lines: Iterable[bytes]) -> Iterator[tuple[str, str, str | None
         try:
             entry = json.loads(line)
             if "file" in entry:
-                yield section, f"{root}/{entry['file']}", entry["sha256"]
+                yield Listed(section, root, entry["file"], entry["sha256"])
             else:
                 section, root = entry["dataset"], entry["path"]
         except (ValueError, KeyError, TypeError) as error:

@@ -23,6 +23,8 @@ def package_versions(modules: Iterable[str] = ()) -> dict[str, str]:
     if commit := own_commit():
         found[OURSELVES] = commit
     for name in dict.fromkeys((*_PACKAGES, *(path.partition(".")[0] for path in modules))):
+        if name in found:
+            continue
         try:
             found[name] = metadata.version(name)
         except (metadata.PackageNotFoundError, ValueError):

@@ -16,6 +16,7 @@ from modules.manifest import (
     dataset_files,
     pack_manifest,
     read_manifest,
+    total_of,
     unpack_manifest,
     write_manifest,
 )
@@ -88,9 +89,9 @@ def test_the_hash_follows_contents_and_not_places(directory, hashes, tmp_path):
     assert (total.files, total.unread) == (7, 0)
     listed = list(read_manifest(io.BytesIO(lines)))
     assert len(listed) == total.files
-    section, path, sha256 = listed[0]
-    assert (section, path) == ("dataset", f"{directory}/buckets.json")
-    assert sha256 == hashes.sha256(directory / "buckets.json")
+    assert (listed[0].section, listed[0].path) == ("dataset", f"{directory}/buckets.json")
+    assert listed[0].sha256 == hashes.sha256(directory / "buckets.json")
+    assert total_of(lines.splitlines()) == total
     moved = shutil.copytree(directory, tmp_path / "moved")
     assert manifest(LatentDataset(str(moved)), hashes)[0] == total
     seen = {total.sha256}
@@ -112,7 +113,7 @@ def test_mixtures_list_all_and_priors_have_a_section(directory, hashes, tmp_path
     total = write_manifest({"dataset": mixture, "prior": prior}, file, hashes)
     assert total.files == 7 + 2 + 3
     file.seek(0)
-    found = [(section, path) for section, path, _ in read_manifest(file)]
+    found = [(listed.section, listed.path) for listed in read_manifest(file)]
     assert ("dataset", f"{directory}/latents/image001.npy") in found
     assert found.count(("dataset", f"{other}/latents/image000.npy")) == 1
     assert ("prior", f"{other}/captions/image000.caption") in found
@@ -127,9 +128,8 @@ def test_a_file_that_is_gone_is_unread(directory, hashes):
     (directory / "latents" / "image001.npy").unlink()
     total, lines = manifest(dataset, hashes)
     assert (total.files, total.unread) == (7, 1)
-    assert [path for _, path, sha256 in read_manifest(io.BytesIO(lines)) if sha256 is None] == [
-        f"{directory}/latents/image001.npy"
-    ]
+    unread = [listed.file for listed in read_manifest(io.BytesIO(lines)) if listed.sha256 is None]
+    assert unread == ["latents/image001.npy"]
 
 
 def test_a_manifest_fits_into_metadata(directory, hashes):

@@ -17,7 +17,17 @@ from modules.config import load, to_yaml
 from modules.dataset import LatentDataset
 from modules.file_hashes import FileHashes, hash_weights
 from modules.manifest import FILE, read_manifest, unpack_manifest
-from modules.receipt import BASE, CONFIG, DATASET, DEVICES, FILES, MANIFEST, PACKAGES, WEIGHTS
+from modules.receipt_keys import (
+    BASE,
+    CONFIG,
+    DATASET,
+    DEVICES,
+    FILES,
+    MANIFEST,
+    PACKAGES,
+    UNREAD,
+    WEIGHTS,
+)
 from modules.safetensors_header import read_header
 from modules.trainer import Trainer
 
@@ -92,7 +102,8 @@ def test_data_of_a_prior_is_listed_too(write_config, dataset_directory, tmp_path
     other = tiny.save_dataset(tmp_path / "class", {(32, 32): 2}, seed=5)
     trainer = train(write_config(networks=LORA, prior={"args": {"path": str(other)}}))
     found = receipt_of(trainer)
-    sections = [s for s, *_ in read_manifest(unpack_manifest(found[MANIFEST]).splitlines())]
+    listed = read_manifest(unpack_manifest(found[MANIFEST]).splitlines())
+    sections = [each.section for each in listed]
     assert sections.count("prior") == 1 + 2 + 2
     assert found["ss_num_reg_images"] == "2"
 
@@ -151,5 +162,5 @@ def test_data_that_goes_away_costs_its_part_of_the_receipt_alone(
     )
     found = receipt.metadata()
     assert "receipt: incomplete (" in caplog.text  # captions can't be counted
-    assert found[receipt_module.UNREAD] == found[FILES] == "17"
+    assert found[UNREAD] == found[FILES] == "17"
     assert found[BASE]
