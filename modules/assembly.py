@@ -26,7 +26,7 @@ from modules.parts import (
     build_saver,
     build_schedule,
 )
-from modules.plan import Plan
+from modules.plan import plan_run
 from modules.preparation import is_prepared, prepare
 from modules.requests import Requests
 from modules.resume import (
@@ -38,13 +38,15 @@ from modules.resume import (
     identify,
     is_finished,
 )
+from modules.run_description import describe_run
 from modules.run_folder import check_space, first_save, next_run_folder, share_run_folder
 from modules.run_kinds import kind_of, with_sampler
-from modules.run_parts import RunParts, load_parts
-from modules.savers import BASE_ENDINGS, output_names
-from modules.schedule import Every, total_steps
+from modules.run_metadata import person_spec
+from modules.run_parts import load_parts
+from modules.schedule import Every
 from modules.sections import DatasetConfig, PriorConfig
 from modules.state_keeper import StateKeeper
+from modules.text_stop import TextStop, text_parameters
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
 
@@ -79,7 +81,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
         logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
         return None
     parts = load_parts(config, weights=False)
-    plan = _make_plan(config, parts, _batch_sampler(config, parts.dataset, rank=0, world_size=1))
+    plan = plan_run(config, parts, _batch_sampler(config, parts.dataset, rank=0, world_size=1))
     plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
     if cut := describe_truncated(parts.model, parts.dataset):
         logger.warning("%s", cut)
@@ -91,7 +93,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     prepare(config, accelerator)
     parts = load_parts(config, weights=True)
     source = _source(config, config.dataset, parts.dataset, accelerator)
-    plan = _make_plan(config, parts, source.batch_sampler)
+    plan = plan_run(config, parts, source.batch_sampler)
     prepare_modules(
         parts.model,
         parts.networks,
@@ -107,6 +109,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     if is_main and state is None:
         needed, disk = first_save(parts.groups, config), Path(config.save.directory)
         explained("", lambda: check_space(disk, needed=needed))
+    given = explained("save.metadata", lambda: person_spec(config.save.metadata))
     directory = explained(
         "",
         lambda: share_run_folder(
@@ -121,6 +124,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     )
     if state is not None:
         check_identity(state, config, identity)
+    metadata = describe_run(config, parts, plan, accelerator, given=given, directory=directory)
     if is_main:
         plan.show(directory)
         settings = to_yaml(as_begun(config))
@@ -144,7 +148,12 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         source=source,
         prior=_prior(config, parts.prior, accelerator),
         average=build_average(config.ema, parts.groups),
-        stop_text_encoders_after=train.stop_text_encoders_after,
+        text_stop=TextStop(
+            parts.model,
+            text_parameters(parts.trained_base, parts.networks.values()),
+            after=train.stop_text_encoders_after,
+            alone=accelerator.num_processes == 1,
+        ),
         optimizer=optimizer,
         lr_scheduler=build_schedule(config.lr_scheduler, optimizer, total=plan.max_train_steps),
         accelerator=accelerator,
@@ -159,6 +168,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         max_nonfinite_steps=train.max_nonfinite_steps,
         log_every=train.log_every,
         seed=train.seed,
+        metadata=metadata,
     )
     parts_with_state = {"saver": trainer.saver, "sampler": trainer.sampler}
     trainer.stateful |= {n: p for n, p in parts_with_state.items() if hasattr(p, "state_dict")}
@@ -216,31 +226,3 @@ def _prior(config: Config, dataset: Any | None, accelerator: Accelerator) -> Sou
     if section is None:
         return None
     return _source(config, section, dataset, accelerator, weight=section.loss_weight)
-
-
-def _make_plan(config: Config, parts: RunParts, batch_sampler: BucketBatchSampler) -> Plan:
-    train = config.train
-    steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
-    return Plan(
-        model=parts.model,
-        groups=parts.groups,
-        dataset=parts.dataset,
-        prior=parts.prior,
-        batches=len(batch_sampler),
-        batch_size=train.batch_size,
-        minibatch_repeat=train.minibatch_repeat,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        steps_per_epoch=steps_per_epoch,
-        max_train_steps=total_steps(
-            max_train_steps=train.max_train_steps,
-            max_train_epochs=train.max_train_epochs,
-            steps_per_epoch=steps_per_epoch,
-        ),
-        outputs=output_names(
-            str(config.save.name),
-            {n: parts.networks[n] for n, section in config.networks.items() if section.train},
-            trains_base=bool(parts.trained_base),
-            versions=["", "-ema"] if config.ema and config.ema.save == "beside" else [""],
-            base_ending=BASE_ENDINGS[config.save.format],
-        ),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from modules.errors import RunError
 from modules.files import replacing, share_files
 from modules.protocols import Network, Run
+from modules.receipt_keys import BESIDE
 from modules.schedule import Every
 
 logger = logging.getLogger(__name__)
@@ -97,7 +99,7 @@ class WeightsSaver:
         for name, network in trained.items():
             alone = len(trained) == 1 and not run.trained_base
             stem = network_stem(run.name, name, alone=alone) + suffix
-            metadata = {**describe(network, run), "ss_output_name": stem}
+            metadata = run.metadata.of_network(run, name, title=stem)
             write = partial(network.save, dtype=self._dtype, metadata=metadata)
             for ending in suffixes_of(network):
                 path = run.directory / (stem + ending)
@@ -106,11 +108,13 @@ class WeightsSaver:
         if run.trained_base:
             path = run.directory / f"{run.name}{suffix}{self._base_ending}"
             if self._base_ending:
-                metadata = {**progress(run), "modelspec.title": path.stem}
+                metadata = run.metadata.of_base(run, title=path.stem)
                 save = partial(run.model.save_single_file, metadata=metadata)
                 _write_file(path, partial(save, dtype=self._dtype))
             else:
-                _write_directory(path, partial(run.model.save_pretrained, dtype=self._dtype))
+                metadata = run.metadata.of_base(run, title=path.name)
+                save = partial(run.model.save_pretrained, dtype=self._dtype)
+                _write_directory(path, partial(_save_described, save, metadata))
             written.append(path)
         return written
 
@@ -171,22 +175,6 @@ def is_trained(network: Any) -> bool:
     return any(parameter.requires_grad for parameter in network.parameters())
 
 
-def describe(network: Any, run: Run) -> dict[str, str]:
-    """Metadata of a network's file."""
-    own = network.describe(run.model) if hasattr(network, "describe") else {}
-    return {**own, **progress(run)}
-
-
-def progress(run: Run) -> dict[str, str]:
-    """Metadata of every file of a run."""
-    return {
-        "ss_steps": str(run.step),
-        "ss_epoch": str(run.epoch),
-        "ss_sd_model_name": run.model.path,
-        "ss_training_comment": "sd-trainer",
-    }
-
-
 def check_finite(run: Run, networks: dict[str, Any]) -> None:
     """Raise if a tensor that would be saved holds NaN or infinity; names it."""
     named = [(f"{n}.{key}", p) for n, net in networks.items() for key, p in net.named_parameters()]
@@ -197,6 +185,15 @@ def check_finite(run: Run, networks: dict[str, Any]) -> None:
             f"step {run.step}: {len(faulty)} of {len(named)} trained tensors are not finite, first "
             f"{faulty[0]}; nothing was saved. Lower the learning rate, or use bf16 instead of fp16"
         )
+
+
+def _save_described(
+    save: Callable[[Path], object], metadata: Mapping[str, str], directory: Path
+) -> None:
+    """Let `save` fill a directory, and write beside its files what a single file says of itself."""
+    save(directory)
+    text = json.dumps(dict(metadata), ensure_ascii=False, indent=1) + "\n"
+    (directory / BESIDE).write_text(text, encoding="utf-8")
 
 
 def _write_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -54,6 +54,7 @@ class TextualInversion(Conditioner):
             `{<cat-toy>: cat}`.
     """
 
+    file_kind: ClassVar[str] = "textual-inversion"
     suffixes: ClassVar[Sequence[str]] = ("",)  # a directory
 
     def __init__(self, *, tokens: Mapping[str, Token | str]):
