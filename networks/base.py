@@ -6,7 +6,7 @@ layer's output, and the base model's own weights and state dict stay as they are
 
 # Annotations are evaluated here: a subclass in another file has them in its signature.
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.verification import Verified
+from networks.alphas import common_alphas, with_common_alphas, with_own_alpha
 from networks.description import describe, warn_of_differences
-from networks.dora import AXES, Axis, decompose, decomposed_addition, take_over, weight_change
+from networks.dora import AXES, Axis, decompose, take_over, weight_change
 from networks.dropout import Dropout
 from networks.files import read_layers, write_layers
+from networks.hooks import make_hook
+from networks.key_rules import check_layers
 from networks.keys import kohya_name
-from networks.layer import AdapterLayer, dynamic_rank, is_spatial, plain_addition
+from networks.layer import AdapterLayer, dynamic_rank, is_spatial
 from networks.ranks import Rank, Ranks, check_blocks, check_patterns, ranks_at
+from networks.verification import verify_layers
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -73,7 +78,9 @@ class Adapter(nn.Module):
             pattern: Ranks(**block) if isinstance(block, Mapping) else block
             for pattern, block in (self.blocks or {}).items()
         }
+        self._base_version: str | None = None  # of the base, by which readers tell its family
         self._paths: dict[str, str] = {}  # name in files -> module path in the base
+        self._alphas: dict[str, float] = {}  # that files have, before one is read
         self._base: dict[str, Any] = {}
         self._hooks: list[Any] = []
         self._check()
@@ -82,17 +89,21 @@ class Adapter(nn.Module):
         """Put a layer beside each target of `model`.
 
         Raises:
-            ValueError: a target, or a pattern of `blocks`, matches no layer.
+            ValueError: a target, or a pattern of `blocks`, matches no layer, or one that no reader
+                of files knows.
         """
         targets = model.adapter_layers(self.targets, conv=self.conv_rank is not None)
         check_patterns(self._blocks, targets)
-        for path, base in targets.items():
-            name = kohya_name(model, path)
-            self._paths[name] = path
-            self._base[name] = base
+        self._base_version = model.base_version().get("ss_base_model_version")
+        names = {path: kohya_name(model, path) for path in targets}
+        check_layers(names, self._base_version)
+        for path, name in names.items():
+            base = targets[path]
+            self._paths[name], self._base[name] = path, base
             if name not in self.layers:
                 with base.weight.device:
                     self.layers[name] = self._make_layer(path, base)
+        self._alphas = common_alphas(self._named_layers(), self._paths)
         self._hook_up()
 
     def detach(self) -> None:
@@ -139,6 +150,11 @@ class Adapter(nn.Module):
         """Write every layer to a .safetensors file under the field's key names."""
         write_layers(path, self._as_written(), dtype=dtype, metadata=metadata)
 
+    def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
+        """Check that a written file is what readers know, and makes the change that is live."""
+        layers = {name: (layer, self._base[name]) for name, layer in self._named_layers()}
+        return verify_layers(path, layers, version=self._base_version, dtype=dtype)
+
     def load(self, path: Path) -> None:
         """Take over the layers of a file; rank, alpha and magnitudes of each are read from it.
 
@@ -183,12 +199,8 @@ class Adapter(nn.Module):
         return {"rs_lora": "True"} if self.rank_stabilized else {}
 
     def _as_written(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of a file by layer."""
-        return {name: layer.state_dict() for name, layer in self._named_layers()}
-
-    def _as_configured(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a file as the layer is to hold them."""
-        return tensors
+        """The tensors of a file by layer, all of a component with one alpha."""
+        return with_common_alphas(self._named_layers(), self._paths)
 
     def _make_layer(self, path: str, base: nn.Module) -> AdapterLayer:
         dynamic = self.dynamic_factor * dynamic_rank(base)
@@ -209,7 +221,8 @@ class Adapter(nn.Module):
         if "alpha" not in tensors:  # readers take a scale of 1
             rank = self.layer_class.rank_of(tensors)
             tensors = {**tensors, "alpha": torch.tensor(float(rank))}
-        floats = self._as_configured(name, {key: t.float() for key, t in tensors.items()})
+        floats = {key: tensor.float() for key, tensor in tensors.items()}
+        floats = with_own_alpha(self.layers[name], floats, self._alphas[name])
         layer = self.layer_class.from_shapes(base, floats)
         layer.dropouts = self._dropouts()
         if "dora_scale" in floats:
@@ -221,20 +234,9 @@ class Adapter(nn.Module):
         return [(n, layer) for n, layer in self.layers.items() if isinstance(layer, AdapterLayer)]
 
     def _hook_up(self) -> None:
-        self._hooks += [b.register_forward_hook(self._hook(n)) for n, b in self._base.items()]
-
-    def _hook(self, name: str) -> Callable[..., Tensor]:
-        layer: Any = self.layers[name]
-        addition = plain_addition if layer.dora_scale is None else decomposed_addition
-
-        def add(base: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            added = addition(layer, base, args[0], output)
-            strength = self.multiplier * layer.strength()
-            if strength != 1.0:
-                added = added * strength
-            return output + added.to(output.dtype)
-
-        return add
+        for name, layer in self._named_layers():
+            hook = make_hook(self, layer)
+            self._hooks.append(self._base[name].register_forward_hook(hook))
 
     def _check(self) -> None:
         """Check the arguments, as far as that can be done without a model."""

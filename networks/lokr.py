@@ -34,6 +34,8 @@ class LoKrLayer(AdapterLayer):
     whole, there is no rank, and the scale is 1.
     """
 
+    scaled_factors: ClassVar = ("lokr_w1", "lokr_w1_a")
+
     lokr_w1: nn.Parameter | None
     lokr_w1_a: nn.Parameter
     lokr_w1_b: nn.Parameter
@@ -95,11 +97,6 @@ class LoKrLayer(AdapterLayer):
             second = product.view(-1, *second.shape[1:])
         return kron(first, second)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether neither factor is of low rank."""
-        return self.lokr_w1 is not None and self.lokr_w2 is not None
-
     @staticmethod
     def rank_of(tensors: Mapping[str, Tensor]) -> int:
         for name in ("lokr_w1_a", "lokr_w2_a"):
@@ -132,6 +129,7 @@ class LoKrLayer(AdapterLayer):
                 if name not in _ZERO:
                     nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
             self.register_parameter(name, parameter)
+        self.is_whole = {"lokr_w1", "lokr_w2"} <= shapes.keys()
         if self.is_whole:
             self.scale = 1.0
             self.alpha.fill_(self.rank)

@@ -6,7 +6,12 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NETWORKS_MAY = {"modules.batch", "modules.protocols", "modules.models.patterns"}
+NETWORKS_MAY = {
+    "modules.batch",
+    "modules.models.patterns",
+    "modules.protocols",
+    "modules.verification",
+}
 
 
 def imports(path: Path) -> set[str]:

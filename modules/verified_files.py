@@ -1,0 +1,112 @@
+"""Files that are verified before they take their name, all of a save at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+
+from modules.errors import RunError
+from modules.files import replacing, share_files
+from modules.verification import Verified
+
+logger = logging.getLogger(__name__)
+
+LOSS = 0.01
+"""Relative error of a file above which it is said: fp16 keeps 3 digits, bf16 2."""
+
+
+class VerifiedFiles:
+    """A context in which files are written under temporary names and verified.
+
+    At its end all take their names; if anything in it fails none does, and what had these names
+    stays as it was.
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        self.written: list[Path] = []
+        self._dtype = dtype
+        self._verified: list[Verified | None] = []
+        self._renamed = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._renamed.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._renamed.__exit__(*error)
+        if error[0] is not None:
+            return
+        for path, verified in zip(self.written, self._verified, strict=True):
+            logger.info("saved %s", path)
+            if verified is None:
+                logger.info("unverified: its class has no verify beside its save")
+                continue
+            logger.info("%s", verified)
+            if verified.max_error > LOSS:
+                logger.warning(
+                    "%s: rounding changes up to %.0f %% of a layer; save.dtype: fp32 keeps all",
+                    path,
+                    100 * verified.max_error,
+                )
+
+    def write(
+        self, path: Path, source: Any, *, is_directory: bool, kind: str = "", **options: Any
+    ) -> None:
+        """Let `source` save a file or a directory, and verify it.
+
+        Its methods are `save` and `verify`, or `save_<kind>` and `verify_<kind>`. A class that has
+        a way to save of its own and none to verify is not verified.
+
+        Raises:
+            RunError: what was written is not what is live; names the file and the key.
+        """
+        save, verify = (f"{verb}_{kind}" if kind else verb for verb in ("save", "verify"))
+        new = _replacing_directory(path) if is_directory else replacing(path)
+        temporary = self._renamed.enter_context(new)
+        getattr(source, save)(temporary, dtype=self._dtype, **options)
+        verified = None
+        if _is_verified(type(source), save, verify):
+            verified = self._verify(path, temporary, getattr(source, verify))
+        self.written.append(path)
+        self._verified.append(verified)
+
+    def _verify(self, path: Path, temporary: Path, verify: Any) -> Verified:
+        try:
+            return verify(temporary, dtype=self._dtype)
+        except (ValueError, OSError, KeyError, SafetensorError) as error:
+            raise RunError(
+                f"{path}: {error}; the file was read again after writing and is not what was "
+                "trained, so it was not kept, and what was saved before stays"
+            ) from error
+
+
+def _is_verified(source: type, save: str, verify: str) -> bool:
+    """Whether the class that says how to save says how to verify, or one derived from it does."""
+    order = source.__mro__
+    saving = next((cls for cls in order if save in vars(cls)), None)
+    verifying = next((cls for cls in order if verify in vars(cls)), None)
+    return saving is not None and verifying is not None and issubclass(verifying, saving)
+
+
+@contextmanager
+def _replacing_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory; it takes the name of `path` if no error is raised."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        share_files(temporary)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
