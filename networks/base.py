@@ -153,7 +153,8 @@ class Adapter(nn.Module):
     def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
         """Check that a written file is what readers know, and makes the change that is live."""
         layers = {name: (layer, self._base[name]) for name, layer in self._named_layers()}
-        return verify_layers(path, layers, version=self._base_version, dtype=dtype)
+        written, version = self._as_written(), self._base_version
+        return verify_layers(path, layers, written, version=version, dtype=dtype)
 
     def load(self, path: Path) -> None:
         """Take over the layers of a file; rank, alpha and magnitudes of each are read from it.

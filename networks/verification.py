@@ -22,7 +22,6 @@ from modules.verification import (
     Comparison,
     Verified,
     check_dtype,
-    check_finite,
     check_names,
     relaxed,
     rounding,
@@ -40,18 +39,20 @@ _EXACT = ("alpha", "dora_scale")  # may stay in float32
 def verify_layers(
     path: Path,
     layers: Mapping[str, tuple[AdapterLayer, Any]],
+    written: Mapping[str, Tensors],
     *,
     version: str | None,
     dtype: torch.dtype,
 ) -> Verified:
     """Check a file of adapter layers, which are given by name with the base's layers beside them.
 
-    `version` is the family's `ss_base_model_version`, by which its rules are known. One layer at a
-    time is in memory, on the live one's device.
+    `written` are their tensors as they were to be written. `version` is the family's
+    `ss_base_model_version`, by which its rules are known. One layer at a time is in memory, on the
+    live one's device.
 
     Raises:
         ValueError: a name is unknown or missing, a tensor is not finite, of another dtype or shape,
-            or a layer's change is not the live one; names it.
+            or a number of it or of the layer's change is not the live one; names it.
     """
     comparison = Comparison()
     with safe_open(path, framework="pt") as file, _exact_products(), torch.no_grad():
@@ -61,18 +62,19 @@ def verify_layers(
         alphas: dict[str, tuple[float, str]] = {}
         for name, shapes in stored.items():
             live, base = layers[name]
+            is_known = suffix_fault(live.state_dict()) is None  # else it has no formula
+            if is_known:
+                _check_layer(name, shapes, tuple(base.weight.shape), version)
+            check_names(shapes, written[name], where=f"{name}.")
             tensors = {own: file.get_tensor(f"{name}.{own}") for own in shapes}
-            if suffix_fault(live.state_dict()):  # a kind of one's own, which has no formula
-                for own, tensor in live.state_dict().items():
-                    comparison.add_tensor(f"{name}.{own}", tensors[own], tensor)
-                continue
-            _check_layer(name, shapes, tuple(base.weight.shape), version)
             for own, tensor in tensors.items():
+                key = f"{name}.{own}"
                 is_exact = own in _EXACT and tensor.dtype == torch.float32
-                check_dtype(f"{name}.{own}", tensor.dtype, None if is_exact else dtype)
-                check_finite(f"{name}.{own}", tensor)
-            _check_alpha(name, float(tensors["alpha"]), alphas)
-            _compare(comparison, name, tensors, live, base.weight)
+                check_dtype(key, tensor.dtype, None if is_exact else dtype)
+                comparison.add_tensor(key, tensor, written[name][own])
+            if is_known:
+                _check_alpha(name, float(tensors["alpha"]), alphas)
+                _compare(comparison, name, tensors, live, base.weight)
     return comparison.result(keys=len(keys))
 
 
