@@ -78,9 +78,7 @@ class Adapter(nn.Module):
             pattern: Ranks(**block) if isinstance(block, Mapping) else block
             for pattern, block in (self.blocks or {}).items()
         }
-        self._base_version: str | None = None  # of the base, by which readers tell its family
         self._paths: dict[str, str] = {}  # name in files -> module path in the base
-        self._alphas: dict[str, float] = {}  # that files have, before one is read
         self._base: dict[str, Any] = {}
         self._hooks: list[Any] = []
         self._check()
@@ -103,7 +101,7 @@ class Adapter(nn.Module):
             if name not in self.layers:
                 with base.weight.device:
                     self.layers[name] = self._make_layer(path, base)
-        self._alphas = common_alphas(self._named_layers(), self._paths)
+        self._alphas = common_alphas(self._named_layers(), self._paths)  # of files, as configured
         self._hook_up()
 
     def detach(self) -> None:
@@ -153,8 +151,8 @@ class Adapter(nn.Module):
     def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
         """Check that a written file is what readers know, and makes the change that is live."""
         layers = {name: (layer, self._base[name]) for name, layer in self._named_layers()}
-        written, version = self._as_written(), self._base_version
-        return verify_layers(path, layers, written, version=version, dtype=dtype)
+        version = self._base_version
+        return verify_layers(path, layers, self._as_written(), version=version, dtype=dtype)
 
     def load(self, path: Path) -> None:
         """Take over the layers of a file; rank, alpha and magnitudes of each are read from it.

@@ -3,49 +3,22 @@ which read real files, must find every tensor under them."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
+from real_models import real_model, real_piece
 
-from modules.models.clip_tokenizer import make_tokenizer
-from modules.models.filling import make_module
 from modules.models.full_file import file_tensors
-from modules.models.layouts import LAYOUTS, published_config
+from modules.models.layouts import LAYOUTS
 from modules.models.original_names import Place, pack, places
 from modules.models.portable import classic_name
-from modules.models.stable_diffusion import StableDiffusion
-from modules.models.stable_diffusion_xl import StableDiffusionXL
 
-FAMILIES: dict[str, Any] = {
-    "sd1": StableDiffusion,
-    "sd2": StableDiffusion,
-    "sdxl": StableDiffusionXL,
-}
 PIECES = [(layout, piece) for layout in LAYOUTS for piece in LAYOUTS[layout].prefixes]
-
-
-def real_piece(layout: str, piece: str) -> Any:
-    config = published_config(LAYOUTS[layout], piece)
-    return make_module(FAMILIES[layout].piece_classes[piece], config, weights=False)
-
-
-def real_model(layout: str) -> Any:
-    pieces = {}
-    for name, cls in FAMILIES[layout].piece_classes.items():
-        if name.startswith("tokenizer"):
-            pieces[name] = make_tokenizer(cls, published_config(LAYOUTS[layout], name))
-        else:
-            pieces[name] = real_piece(layout, name)
-    scheduler = DDPMScheduler.from_config(published_config(LAYOUTS[layout], "scheduler"))
-    return FAMILIES[layout](**pieces, scheduler=scheduler)
 
 
 @pytest.mark.parametrize(
