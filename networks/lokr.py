@@ -64,6 +64,7 @@ class LoKrLayer(AdapterLayer):
         if rank < max(k, n) / 2:
             del shapes["lokr_w2"]
             shapes |= {"lokr_w2_a": (k, rank), "lokr_w2_b": (rank, n * math.prod(self._kernel))}
+        self._low_rank_scale = self.scale
         self._make_factors(shapes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,8 +131,8 @@ class LoKrLayer(AdapterLayer):
                     nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
             self.register_parameter(name, parameter)
         self.is_whole = {"lokr_w1", "lokr_w2"} <= shapes.keys()
+        self.scale = 1.0 if self.is_whole else self._low_rank_scale
         if self.is_whole:
-            self.scale = 1.0
             self.alpha.fill_(self.rank)
 
     def _first(self) -> Tensor:
