@@ -47,16 +47,12 @@ class Comparison:
 
         `noise` is what is not counted as error: how exactly the comparison itself can be computed.
         """
-        off = (found - expected).abs()
-        worst = (off - allowed).flatten().argmax()  # NaN comes first
-        counted = off if noise is None else (off - noise).clamp(min=0)
-        values = [
-            (off - allowed).flatten()[worst],
-            found.flatten()[worst],
-            expected.flatten()[worst],
-            counted.norm(),
-            expected.norm(),
-        ]
+        off = (found - expected).abs_()
+        excess = (off - allowed).flatten()
+        worst = excess.argmax()  # NaN comes first
+        values = [each.flatten()[worst] for each in (excess, found, expected)]
+        counted = off if noise is None else off.sub_(noise).clamp_(min=0)
+        values += [counted.norm(), expected.norm()]
         self._names.append(name)
         self._measured.append(torch.stack(values))
 

@@ -26,14 +26,14 @@ def lora(tensors: Tensors) -> Tensor:
     """up @ down * alpha / rank (Hu et al. 2021, arXiv:2106.09685)."""
     down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
     product = torch.einsum("or,r...->o...", up.flatten(1), down)
-    return product * _scale(tensors, down.shape[0])
+    return product.mul_(_scale(tensors, down.shape[0]))
 
 
 def loha(tensors: Tensors) -> Tensor:
     """(w1_a @ w1_b) * (w2_a @ w2_b) * alpha / rank (arXiv:2108.06098), (out, in * k * k)."""
     first = torch.einsum("or,ri->oi", tensors["hada_w1_a"], tensors["hada_w1_b"])
     second = torch.einsum("or,ri->oi", tensors["hada_w2_a"], tensors["hada_w2_b"])
-    return first * second * _scale(tensors, tensors["hada_w1_b"].shape[0])
+    return first.mul_(second).mul_(_scale(tensors, tensors["hada_w1_b"].shape[0]))
 
 
 def lokr(tensors: Tensors) -> Tensor:
@@ -45,7 +45,7 @@ def lokr(tensors: Tensors) -> Tensor:
     first, second = _factor(tensors, "lokr_w1"), _factor(tensors, "lokr_w2")
     ones = [1 for _ in second.shape[2:]]
     product = torch.kron(first.reshape(*first.shape, *ones).contiguous(), second.contiguous())
-    return product * _scale(tensors, ranks[0]) if ranks else product
+    return product.mul_(_scale(tensors, ranks[0])) if ranks else product
 
 
 def decomposed(weight: Tensor, direction: Tensor, magnitudes: Tensor) -> Tensor:

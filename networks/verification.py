@@ -90,8 +90,8 @@ def _compare(
     sizes = {own: t.abs() for own, t in found.items()}
     rounded = {own: t + relaxed(rounding(t, stored[own].dtype)) for own, t in sizes.items()}
     change = formula({**found, **exact}).reshape(weight.shape)
-    products = formula({**sizes, **exact}).reshape(weight.shape)
-    allowed = formula({**rounded, **exact}).reshape(weight.shape) - products + _SUMS * products
+    allowed = formula({**rounded, **exact}).reshape(weight.shape)
+    allowed.sub_(formula({**sizes, **exact}).reshape(weight.shape), alpha=1 - _SUMS)
     noise = None
     if "dora_scale" in stored:
         whole, magnitudes = weight.float(), stored["dora_scale"].to(weight.device).float()
