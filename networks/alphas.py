@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -48,17 +47,34 @@ def _with_alpha(
     scaled = next((name for name in layer.scaled_factors if name in tensors), None)
     if float(own) == alpha or scaled is None:
         return dict(tensors)
-    factor = tensors[scaled] if layer.is_whole else tensors[scaled] * (float(own) / alpha)
+    factor = tensors[scaled].float()
+    if not layer.is_whole:
+        factor = factor * (float(own) / alpha)
     return {**tensors, scaled: factor, "alpha": own.new_tensor(alpha)}
 
 
-def with_own_alpha(layer: Any, tensors: dict[str, Tensor], common: float) -> dict[str, Tensor]:
-    """The tensors of a file with the alpha that `layer` is configured with, where it was changed.
+def with_own_alphas(
+    layers: Mapping[str, Mapping[str, Tensor]],
+    configured: Mapping[str, AdapterLayer],
+    paths: Mapping[str, str],
+) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors of a file with the alphas of `configured` layers, where they were changed.
 
-    Those of another rank or another kind stay as they are.
+    Those of another rank, of another kind or beside these layers stay as they are.
     """
+    common = common_alphas(configured.items(), paths)
+    return {
+        name: _with_own_alpha(configured[name], own, common[name]) if name in configured else own
+        for name, own in layers.items()
+    }
+
+
+def _with_own_alpha(
+    layer: AdapterLayer, tensors: Mapping[str, Tensor], common: float
+) -> Mapping[str, Tensor]:
     factors = {name: t.shape for name, t in tensors.items() if name not in ("alpha", "dora_scale")}
     own = {name: p.shape for name, p in layer.named_parameters() if name != "dora_scale"}
-    if factors == own and math.isclose(float(tensors["alpha"]), common, rel_tol=1e-6):
+    is_alike = factors == own and "alpha" in tensors
+    if is_alike and math.isclose(float(tensors["alpha"]), common, rel_tol=1e-6):
         return _with_alpha(layer, tensors, float(layer.alpha))
     return tensors

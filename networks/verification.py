@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -29,31 +29,28 @@ from modules.verification import (
 from networks.closed_forms import Tensors, decomposed, direction_of, norms_like
 from networks.dora import weight_change
 from networks.key_rules import component_of, is_known_layer, shape_fault, suffix_fault
+from networks.keys import family_of
 from networks.layer import AdapterLayer
+
+if TYPE_CHECKING:
+    from networks.base import Adapter
 
 _SUMS = 1e-5
 """Share of the sum of all products' magnitudes that float32 may lose in adding them up."""
 _EXACT = ("alpha", "dora_scale")  # may stay in float32
 
 
-def verify_layers(
-    path: Path,
-    layers: Mapping[str, tuple[AdapterLayer, Any]],
-    written: Mapping[str, Tensors],
-    *,
-    version: str | None,
-    dtype: torch.dtype,
-) -> Verified:
-    """Check a file of adapter layers, which are given by name with the base's layers beside them.
+def verify_adapter(network: Adapter, path: Path, *, dtype: torch.dtype) -> Verified:
+    """Check a file of an adapter's layers; one layer at a time is in memory, on the live device.
 
-    `written` are their tensors as they were to be written. `version` is the family's
-    `ss_base_model_version`, by which its rules are known. One layer at a time is in memory, on the
-    live one's device.
+    Layers beside the targets came from a file of another program, whatever it called them.
 
     Raises:
         ValueError: a name is unknown or missing, a tensor is not finite, of another dtype or shape,
             or a number of it or of the layer's change is not the live one; names it.
     """
+    layers, written = dict(network._named_layers()), network._as_written()
+    version = family_of(network._model)
     comparison = Comparison()
     with safe_open(path, framework="pt") as file, _exact_products(), torch.no_grad():
         keys = list(file.keys())
@@ -61,10 +58,11 @@ def verify_layers(
         check_names(stored, layers)
         alphas: dict[str, tuple[float, str]] = {}
         for name, shapes in stored.items():
-            live, base = layers[name]
+            live, weight = layers[name], network._base[name].weight
             is_known = suffix_fault(live.state_dict()) is None  # else it has no formula
             if is_known:
-                _check_layer(name, shapes, tuple(base.weight.shape), version)
+                known_by = None if name in network._beside else version
+                _check_layer(name, shapes, tuple(weight.shape), known_by)
             check_names(shapes, written[name], where=f"{name}.")
             tensors = {own: file.get_tensor(f"{name}.{own}") for own in shapes}
             for own, tensor in tensors.items():
@@ -74,7 +72,7 @@ def verify_layers(
                 comparison.add_tensor(key, tensor, written[name][own])
             if is_known:
                 _check_alpha(name, float(tensors["alpha"]), alphas)
-                _compare(comparison, name, tensors, live, base.weight)
+                _compare(comparison, name, tensors, live, weight)
     return comparison.result(keys=len(keys))
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from real_models import real_model
-
+from modules.models.published import published_model
 from networks.controlnet import ControlNet
 from networks.hypernetwork import Hypernetwork
 from networks.lora import LoRA
@@ -69,7 +68,7 @@ KINDS = {
 
 def main() -> None:
     for family in ("sd1", "sd2", "sdxl"):
-        model = real_model(family)
+        model = published_model(family)
         for kind, lines in KINDS.items():
             path = FOLDER / f"{family}_{kind}.txt"
             path.write_text("\n".join(lines(model)) + "\n", encoding="utf-8")

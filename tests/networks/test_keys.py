@@ -16,8 +16,8 @@ from diffusers.utils.state_dict_utils import (
     convert_state_dict_to_peft,
     convert_unet_state_dict_to_peft,
 )
-from real_models import real_model
 
+from modules.models.published import published_model
 from networks.key_rules import (
     CONTROLNET_KEYS,
     HYPERNETWORK_KEYS,
@@ -37,7 +37,7 @@ BOTH = ("unet", "text_encoders")
 
 @cache
 def model(family: str):
-    return real_model(family)
+    return published_model(family)
 
 
 def layers(family: str, *, conv: bool = True) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,8 @@ which read real files, must find every tensor under them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import (
@@ -11,14 +13,27 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from real_models import real_model, real_piece
 
+from modules.models.filling import make_module
 from modules.models.full_file import file_tensors
-from modules.models.layouts import LAYOUTS
+from modules.models.layouts import LAYOUTS, published_config
 from modules.models.original_names import Place, pack, places
 from modules.models.portable import classic_name
+from modules.models.published import published_model
+from modules.models.stable_diffusion import StableDiffusion
+from modules.models.stable_diffusion_xl import StableDiffusionXL
 
+FAMILIES: dict[str, Any] = {
+    "sd1": StableDiffusion,
+    "sd2": StableDiffusion,
+    "sdxl": StableDiffusionXL,
+}
 PIECES = [(layout, piece) for layout in LAYOUTS for piece in LAYOUTS[layout].prefixes]
+
+
+def real_piece(layout: str, piece: str) -> Any:
+    config = published_config(LAYOUTS[layout], piece)
+    return make_module(FAMILIES[layout].piece_classes[piece], config, weights=False)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +89,13 @@ def test_diffusers_reads_every_name_of_the_real_models(layout, piece):
     ],
 )
 def test_a_whole_file_has_the_key_set_of_the_published_one(layout, count, first):
-    names = file_tensors(real_model(layout), dtype=torch.float16, device="meta")
+    names = file_tensors(published_model(layout), dtype=torch.float16, device="meta")
     assert len(names) == count
     assert first in names
 
 
 def test_shapes_in_a_file_are_those_of_the_original():
-    tensors = file_tensors(real_model("sd2"), dtype=torch.float16, device="meta")
+    tensors = file_tensors(published_model("sd2"), dtype=torch.float16, device="meta")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     unet, text = "model.diffusion_model", "cond_stage_model.model"
     assert shapes[f"{unet}.input_blocks.1.1.proj_in.weight"] == (320, 320)
