@@ -29,8 +29,10 @@ from modules.parts import (
 )
 from modules.plan import Plan
 from modules.preparation import is_prepared, prepare
+from modules.run_description import describe_run
 from modules.run_folder import next_run_folder, share_run_folder
 from modules.run_kinds import kind_of, with_sampler
+from modules.run_metadata import person_spec
 from modules.run_parts import RunParts, load_parts
 from modules.savers import BASE_ENDINGS, output_names
 from modules.schedule import total_steps
@@ -89,10 +91,12 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
     optimizer = explained("optimizer", lambda: build_optimizer(config, parts.groups))
     saver = explained("save", lambda: build_saver(config))
+    given = explained("save.metadata", lambda: person_spec(config.save.metadata))
     directory = explained(
         "",
         lambda: share_run_folder(Path(config.save.directory), str(config.save.name), accelerator),
     )
+    metadata = describe_run(config, parts, plan, accelerator, given=given, directory=directory)
     if is_main:
         plan.show(directory)
         settings = to_yaml(config)
@@ -127,6 +131,7 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         max_grad_norm=train.max_grad_norm,
         log_every=train.log_every,
+        metadata=metadata,
     )
 
 

@@ -235,7 +235,7 @@ class NoSamples:
 
 
 def saver_arguments(config: Config) -> dict[str, Any]:
-    return _arguments(config.save, without=("name", "directory"))
+    return _arguments(config.save, without=("name", "directory", "metadata"))
 
 
 def sampler_arguments(config: Config) -> dict[str, Any]:

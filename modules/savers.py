@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from modules.errors import RunError
 from modules.protocols import Network, Run
+from modules.receipt_keys import BESIDE
 from modules.schedule import Every
 from modules.verified_files import VerifiedFiles
 
@@ -77,16 +79,20 @@ class WeightsSaver:
         for name, network in trained.items():
             alone = len(trained) == 1 and not run.trained_base
             stem = network_stem(run.name, name, alone=alone) + suffix
-            metadata = {**describe(network, run), "ss_output_name": stem}
+            metadata = run.metadata.of_network(run, name, title=stem)
             for ending in suffixes_of(network):
                 path = run.directory / (stem + ending)
                 files.write(path, network, is_directory=not ending, metadata=metadata)
         if run.trained_base:
             path = run.directory / f"{run.name}{suffix}{self._base_ending}"
-            options: dict[str, Any] = {"is_directory": True, "kind": "pretrained"}
+            options: dict[str, Any]
             if self._base_ending:
-                metadata = {**progress(run), "modelspec.title": path.stem}
+                metadata = run.metadata.of_base(run, title=path.stem)
                 options = {"is_directory": False, "kind": "single_file", "metadata": metadata}
+            else:
+                metadata = run.metadata.of_base(run, title=path.name)
+                text = json.dumps(dict(metadata), ensure_ascii=False, indent=1) + "\n"
+                options = {"is_directory": True, "kind": "pretrained", "beside": {BESIDE: text}}
             files.write(path, run.model, **options)
 
     def _rotate(self) -> None:
@@ -136,22 +142,6 @@ def output_names(
 def is_trained(network: Any) -> bool:
     """Whether any parameter of a network takes part in training."""
     return any(parameter.requires_grad for parameter in network.parameters())
-
-
-def describe(network: Any, run: Run) -> dict[str, str]:
-    """Metadata of a network's file."""
-    own = network.describe(run.model) if hasattr(network, "describe") else {}
-    return {**own, **progress(run)}
-
-
-def progress(run: Run) -> dict[str, str]:
-    """Metadata of every file of a run."""
-    return {
-        "ss_steps": str(run.step),
-        "ss_epoch": str(run.epoch),
-        "ss_sd_model_name": run.model.path,
-        "ss_training_comment": "sd-trainer",
-    }
 
 
 def check_finite(run: Run, networks: dict[str, Any], dtype: torch.dtype) -> None:

@@ -7,13 +7,9 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import MISSING
 
-from modules.schema import Minimum, Within
-
-Count = Annotated[int, Minimum(1)]
-Natural = Annotated[int, Minimum(0)]
-NonNegative = Annotated[float, Minimum(0)]
-Fraction = Annotated[float, Within(0, 1)]
-Rate = NonNegative | dict[str, NonNegative]
+from modules.numbers import Count, Fraction, Natural, NonNegative, Rate
+from modules.save_section import SaveConfig
+from modules.schema import Within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,28 +156,6 @@ class TrainConfig:
     """Optimizer steps after which text encoders rest; null trains them to the end."""
     log_every: Count = 10
     """Optimizer steps between two lines of metrics."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SaveConfig:
-    name: str | None = None
-    """Name of the run and its files; null takes the YAML's file name."""
-    directory: str = "output"
-    """Directory of all runs; a run makes its own folder in it."""
-    every_epochs: Count | None = None
-    """Epochs between two saves; the end of the run is always saved."""
-    every_steps: Count | None = None
-    """Optimizer steps between two saves."""
-    keep_last: Count | None = None
-    """How many earlier saves are kept; null keeps all."""
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Precision of the files."""
-    format: Literal["diffusers", "single_file"] = "diffusers"
-    """A trained base as a diffusers directory, or as one .safetensors in the original layout."""
-    module: str = "modules.savers.WeightsSaver"
-    """Dotted path of the saver's class."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Further keyword arguments of a saver of your own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from modules.metrics import Metrics
 from modules.objectives import masked_mean
 from modules.optimizer import ParameterGroup, make_step
 from modules.protocols import Network, Objective, Sampler, Saver
+from modules.run_metadata import RunMetadata
 from modules.step_log import Measured, StepLog, is_lost
 from modules.text_stop import TextStop, text_parameters
 from modules.trackers import show_images
@@ -39,8 +40,7 @@ class Trainer:
     """Trains what requires gradients of a model and its networks.
 
     Everything that is given is ready: networks attached, parameters frozen or not, modules on
-    their device. `prior` has images of a class beside those of `source` (Ruiz et al. 2022,
-    arXiv:2208.12242); `versions` says which weights are saved, by what is put behind their name.
+    their device. `prior` has images of a class beside those of `source` (arXiv:2208.12242).
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Trainer:
         gradient_accumulation_steps: int = 1,
         max_grad_norm: float = 1.0,
         log_every: int = 10,
+        metadata: RunMetadata | None = None,
     ):
         self.name = name
         self.directory = directory
@@ -82,6 +83,7 @@ class Trainer:
         self.accelerator = accelerator
         self.saver = saver
         self.sampler = sampler
+        self.metadata = metadata or RunMetadata()
         self.max_train_steps = max_train_steps
         self.steps_per_epoch = steps_per_epoch
         self.gradient_accumulation_steps = gradient_accumulation_steps
@@ -148,10 +150,8 @@ class Trainer:
         self.text_stop.drop_gradients(self.step)
         images = sum(part.images for part in group)
         metrics: dict[str, Tensor | int] = {"loss": total, "images": images}
-        if self.max_grad_norm:
-            metrics["grad_norm"] = self.accelerator.clip_grad_norm_(
-                self._parameters, self.max_grad_norm
-            )
+        if norm := self.max_grad_norm:
+            metrics["grad_norm"] = self.accelerator.clip_grad_norm_(self._parameters, norm)
         self._rates = self.lr_scheduler.get_last_lr()
         make_step(self.optimizer, number=self.step)
         self.lr_scheduler.step()

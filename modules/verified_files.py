@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -58,9 +59,16 @@ class VerifiedFiles:
                 )
 
     def write(
-        self, path: Path, source: Any, *, is_directory: bool, kind: str = "", **options: Any
+        self,
+        path: Path,
+        source: Any,
+        *,
+        is_directory: bool,
+        kind: str = "",
+        beside: Mapping[str, str] = MappingProxyType({}),
+        **options: Any,
     ) -> None:
-        """Let `source` save a file or a directory, and verify it.
+        """Let `source` save a file, or a directory with the texts `beside` in it, and verify it.
 
         Its methods are `save` and `verify`, or `save_<kind>` and `verify_<kind>`. A class that has
         a way to save of its own and none to verify is not verified.
@@ -72,6 +80,8 @@ class VerifiedFiles:
         new = _replacing_directory(path) if is_directory else replacing(path)
         temporary = self._renamed.enter_context(new)
         getattr(source, save)(temporary, dtype=self._dtype, **options)
+        for name, text in beside.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         verified = None
         if _is_verified(type(source), save, verify):
             verified = self._verify(path, temporary, getattr(source, verify))

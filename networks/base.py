@@ -50,6 +50,7 @@ class Adapter(nn.Module):
     """
 
     layer_class: ClassVar[type[AdapterLayer]]
+    file_kind: ClassVar[str] = "lora"  # as ModelSpec calls adapters of every algorithm
     file_module: ClassVar[str] = "lycoris.kohya"  # by which readers tell what a file is
     algorithm: ClassVar[str | None] = None
     dynamic_factor: ClassVar[int] = 1

@@ -42,6 +42,7 @@ class ControlNet(Conditioner):
         multiplier: strength at which it is applied.
     """
 
+    file_kind: ClassVar[str] = "controlnet"
     suffixes: ClassVar[Sequence[str]] = ("",)  # a directory
     net: ControlNetModel
 

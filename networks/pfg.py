@@ -34,6 +34,7 @@ class PFG(Conditioner):
         multiplier: strength at which it is applied.
     """
 
+    file_kind: ClassVar[str] = "pfg"
     suffixes: ClassVar[Sequence[str]] = (".safetensors", ".pt")  # its readers want the .pt
     pfg_linear: nn.Linear
 

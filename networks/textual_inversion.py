@@ -57,6 +57,7 @@ class TextualInversion(Conditioner):
             `{<cat-toy>: cat}`.
     """
 
+    file_kind: ClassVar[str] = "textual-inversion"
     suffixes: ClassVar[Sequence[str]] = ("",)  # a directory
 
     def __init__(self, *, tokens: Mapping[str, Token | str]):
@@ -132,7 +133,8 @@ class TextualInversion(Conditioner):
     def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
         """Check that a written directory has a file for each token, with its vectors."""
         comparison, keys = Comparison(), 0
-        check_names([f.name for f in path.iterdir()], [self._file_of(t) for t in self._counts])
+        files = [file.name for file in path.glob("*.safetensors")]
+        check_names(files, [self._file_of(token) for token in self._counts])
         for token, rows in self._rows_by_token().items():
             file, tensors = self._file_of(token), named_rows(rows)
             check_keys(tensors, EMBEDDING_KEYS)

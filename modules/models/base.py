@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from modules.batch import Batch, DenoiserInputs
 from modules.models import layers
 from modules.models.fit import check_image_size
-from modules.models.full_file import file_layout, save_single_file
+from modules.models.full_file import save_single_file
 from modules.models.inpainting import find_side_channels
+from modules.models.layouts import file_layout
 from modules.models.model import Model
 from modules.models.portable import classic_name
 from modules.models.spaces import Latents, Pixels, Space

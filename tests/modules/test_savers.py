@@ -29,7 +29,7 @@ def train(path: Path, *overrides: str) -> Trainer:
 
 
 def names(trainer: Trainer) -> set[str]:
-    known = {"config.yaml", "metrics.jsonl", "loss.png"}
+    known = {"config.yaml", "manifest.jsonl", "metrics.jsonl", "loss.png"}
     return {path.name for path in trainer.directory.iterdir()} - known
 
 

@@ -11,6 +11,8 @@ from probes import outputs, perturb
 from safetensors import safe_open
 from variants import EVERYTHING, VARIANTS, attached, make
 
+from modules.safetensors_header import hash_tensors
+from networks.files import read_metadata
 from networks.loha import LoHa
 from networks.lora import LoRA
 
@@ -107,3 +109,18 @@ def test_a_file_says_what_it_is(variant, module, keys, args, tmp_path):
     given = json.loads(metadata["ss_network_args"])
     assert {key: given[key] for key in args} == args
     assert metadata["ss_network_dim"] == str(network.rank)
+
+
+def test_files_hold_their_own_hashes(tmp_path):
+    _, network = attached("lora")
+    path = tmp_path / "adapter.safetensors"
+    hashes = []
+    for dtype in (torch.float32, torch.float32, torch.float16):
+        told = {"modelspec.sai_model_spec": "1.0.1"} if hashes else {}
+        network.save(path, dtype=dtype, metadata={"ss_steps": str(len(hashes)), **told})
+        metadata = read_metadata(path)
+        assert metadata["sshs_model_hash"] == hash_tensors(path)  # after the cast
+        expected = f"0x{metadata['sshs_model_hash']}" if told else None
+        assert metadata.get("modelspec.hash_sha256") == expected
+        hashes.append(metadata["sshs_model_hash"])
+    assert hashes[0] == hashes[1] != hashes[2]
