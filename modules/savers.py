@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from modules.errors import RunError
 from modules.protocols import Network, Run
 from modules.receipt_keys import BESIDE
 from modules.schedule import Every
-from modules.verified_files import VerifiedFiles
+from modules.verified_files import VerifiedFiles, tell
+
+logger = logging.getLogger(__name__)
 
 BASE_ENDINGS = {"diffusers": "", "single_file": ".safetensors"}
 """`save.format` -> what a trained base's name ends with; "" stands for a directory."""
@@ -71,7 +74,10 @@ class WeightsSaver:
             for name, weights in run.versions().items():
                 with weights():
                     self._write(run, name + suffix, files)
-        return files.written
+        for path, verified in files.written.items():
+            logger.info("saved %s", path)
+            tell(path, verified)
+        return list(files.written)
 
     def _write(self, run: Run, suffix: str, files: VerifiedFiles) -> None:
         trained = {n: network for n, network in run.networks.items() if is_trained(network)}

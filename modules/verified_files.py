@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -15,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from modules.errors import RunError
-from modules.files import replacing, share_files
+from modules.files import replacing, replacing_directory
 from modules.verification import Verified
 
 logger = logging.getLogger(__name__)
@@ -32,9 +30,8 @@ class VerifiedFiles:
     """
 
     def __init__(self, dtype: torch.dtype):
-        self.written: list[Path] = []
+        self.written: dict[Path, Verified | None] = {}
         self._dtype = dtype
-        self._verified: list[Verified | None] = []
         self._renamed = ExitStack()
 
     def __enter__(self) -> Self:
@@ -43,20 +40,6 @@ class VerifiedFiles:
 
     def __exit__(self, *error: Any) -> None:
         self._renamed.__exit__(*error)
-        if error[0] is not None:
-            return
-        for path, verified in zip(self.written, self._verified, strict=True):
-            logger.info("saved %s", path)
-            if verified is None:
-                logger.info("unverified: its class has no verify beside its save")
-                continue
-            logger.info("%s", verified)
-            if verified.max_error > LOSS:
-                logger.warning(
-                    "%s: rounding changes up to %.0f %% of a layer; save.dtype: fp32 keeps all",
-                    path,
-                    100 * verified.max_error,
-                )
 
     def write(
         self,
@@ -77,7 +60,7 @@ class VerifiedFiles:
             RunError: what was written is not what is live; names the file and the key.
         """
         save, verify = (f"{verb}_{kind}" if kind else verb for verb in ("save", "verify"))
-        new = _replacing_directory(path) if is_directory else replacing(path)
+        new = replacing_directory(path) if is_directory else replacing(path)
         temporary = self._renamed.enter_context(new)
         getattr(source, save)(temporary, dtype=self._dtype, **options)
         for name, text in beside.items():
@@ -85,8 +68,7 @@ class VerifiedFiles:
         verified = None
         if _is_verified(type(source), save, verify):
             verified = self._verify(path, temporary, getattr(source, verify))
-        self.written.append(path)
-        self._verified.append(verified)
+        self.written[path] = verified
 
     def _verify(self, path: Path, temporary: Path, verify: Any) -> Verified:
         try:
@@ -98,25 +80,22 @@ class VerifiedFiles:
             ) from error
 
 
+def tell(path: Path, verified: Verified | None) -> None:
+    """Log what was found out about a file; None if it could not be verified."""
+    if verified is None:
+        logger.info("unverified: its class has no verify beside its save")
+        return
+    logger.info("%s", verified)
+    if verified.max_error > LOSS:
+        share = 100 * verified.max_error
+        logger.warning(
+            "%s: rounding changes up to %.0f %% of a layer; save.dtype: fp32 keeps all", path, share
+        )
+
+
 def _is_verified(source: type, save: str, verify: str) -> bool:
     """Whether the class that says how to save says how to verify, or one derived from it does."""
     order = source.__mro__
     saving = next((cls for cls in order if save in vars(cls)), None)
     verifying = next((cls for cls in order if verify in vars(cls)), None)
     return saving is not None and verifying is not None and issubclass(verifying, saving)
-
-
-@contextmanager
-def _replacing_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory; it takes the name of `path` if no error is raised."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        share_files(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
