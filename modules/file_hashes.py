@@ -56,16 +56,20 @@ class FileHashes:
             self._remember(key, stat, found)
         return found
 
-    def close(self) -> None:
-        """Keep what was found."""
+    def commit(self) -> None:
+        """Keep what was found so far."""
         if self._known is not None:
             try:
                 self._known.commit()
             except sqlite3.Error as error:
                 self._give_up(error)
-            else:
-                self._known.close()
-                self._known = None
+
+    def close(self) -> None:
+        """Keep what was found, and end."""
+        self.commit()
+        if self._known is not None:
+            self._known.close()
+            self._known = None
 
     def _find(self, key: str, stat: os.stat_result) -> str | None:
         if self._known is None:
@@ -86,7 +90,7 @@ class FileHashes:
             self._known.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", row)
             self._new += 1
             if self._new % _BATCH == 0:  # another run may wait for its turn
-                self._known.commit()
+                self.commit()
         except (sqlite3.Error, UnicodeError) as error:
             self._give_up(error)
 

@@ -8,11 +8,12 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any, BinaryIO
 
 from modules.dataset_facts import prepared_parts
 from modules.file_hashes import FileHashes
+from modules.hash_process import BatchHashes
 from modules.prepared_dataset import PreparedDataset
 from modules.store import is_remote
 
@@ -21,6 +22,8 @@ FILE = "manifest.jsonl"
 
 MOST_EMBEDDED = 2000
 """A manifest of so many files is written into the files of the run, too."""
+
+_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,13 @@ def write_manifest(datasets: Mapping[str, Any], file: BinaryIO, hashes: FileHash
     for section, name, part in parts:
         root = str(part.store)
         _write(file, {"dataset": section, "name": name, "path": root})
-        for each in dataset_files(part):
-            sha256 = None if is_remote(root) else _hash(Path(root) / each, hashes)
-            _write(file, {"file": each, "sha256": sha256})
+        with BatchHashes(hashes) as batch_hashes:
+            files = dataset_files(part)
+            while batch := list(islice(files, _BATCH)):
+                paths = [f"{root}/{each}" for each in batch]
+                found = [None] * len(batch) if is_remote(root) else batch_hashes.sha256(paths)
+                for each, sha256 in zip(batch, found, strict=True):
+                    _write(file, {"file": each, "sha256": sha256})
     file.seek(0)
     return total_of(file) if parts else None
 
@@ -137,10 +144,3 @@ def read_manifest(lines: Iterable[bytes]) -> Iterator[Listed]:
 
 def _write(file: BinaryIO, entry: Mapping[str, Any]) -> None:
     file.write(json.dumps(entry).encode() + b"\n")
-
-
-def _hash(path: Path, hashes: FileHashes) -> str | None:
-    try:
-        return hashes.sha256(path)
-    except OSError:
-        return None
