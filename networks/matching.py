@@ -99,11 +99,12 @@ def known_names(model: Any) -> dict[str, str]:
         if component == "unet" or len(model.text_encoders) == 1:
             prefixes.add("lycoris")
         for inner, layer in model.components()[component].named_modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                for known in model.known_paths(component, inner):
-                    for start in prefixes:
-                        path = f"{component}.{inner}"
-                        names.setdefault(f"{start}_{known.replace('.', '_')}", path)
+            if not isinstance(layer, nn.Linear | nn.Conv2d):
+                continue
+            for known in model.known_paths(component, inner):
+                for start in prefixes:
+                    name = f"{start}_{known.replace('.', '_')}"
+                    names.setdefault(name, f"{component}.{inner}")
     return names
 
 

@@ -17,6 +17,8 @@ from single_files import assert_equal
 from variants import EVERYTHING
 
 from modules.models import load
+from modules.models.published import published_model
+from networks.keys import kohya_name
 from networks.lora import LoRA
 from networks.pfg import PFG
 from tools.convert import convert, main
@@ -132,6 +134,21 @@ def test_names_of_published_models_need_no_base(name, tmp_path):
     convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", to="kohya")
     assert_equal(load_file(tmp_path / "c.safetensors"), tensors)
     assert header(tmp_path / "c.safetensors")["ss_output_name"] == "mine"
+
+
+@pytest.mark.parametrize(("name", "count"), [("sd1", 350), ("sd2", 416), ("sdxl", 1046)])
+def test_every_layer_of_a_published_model_goes_there_and_back(name, count, tmp_path):
+    model, tensors = published_model(name), {}
+    for path, base in model.adapter_layers(EVERYTHING, conv=True).items():
+        layer, (outs, *ins) = kohya_name(model, path), base.weight.shape
+        tensors[f"{layer}.lora_down.weight"] = torch.randn(1, *ins)
+        tensors[f"{layer}.lora_up.weight"] = torch.randn(outs, *(1 for _ in ins))
+        tensors[f"{layer}.alpha"] = torch.tensor(0.5)
+    assert len(tensors) == 3 * count
+    save_file(tensors, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="peft")
+    convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors")
+    assert_equal(load_file(tmp_path / "c.safetensors"), tensors)
 
 
 def test_containers(tmp_path):
