@@ -358,3 +358,23 @@ def test_only_the_file_is_asked(tmp_path):
         network.verify(path, dtype=torch.float32)
     with safe_open(path, framework="pt") as file:
         assert len(file.keys()) == 3 * len(network.layers)
+
+
+def test_a_layer_beside_the_targets_may_have_any_name(models, tmp_path):
+    """It came from a file of another program, and is written as it was read."""
+    model = models("sdxl")
+    name, width = "lora_te2_text_projection", 48
+    path = tmp_path / "lora.safetensors"
+    tensors = {
+        f"{name}.lora_down.weight": torch.randn(2, width),
+        f"{name}.lora_up.weight": torch.randn(24, 2),
+        f"{name}.alpha": torch.tensor(2.0),
+    }
+    save_file(tensors, path)
+    network = LoRA(rank=2, targets=("unet.mid_block",))
+    network.attach(model)
+    network.load(path)
+    network.save(path, dtype=torch.float16, metadata={})
+    assert network.verify(path, dtype=torch.float16).keys == 3 * len(network.layers)
+    assert f"{name}.alpha" in load_file(path)
+    network.detach()
