@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parent.parent
 _WEIGHTS = (".safetensors", ".bin")
+_PIECES = ("model_index.json", "unet", "text_encoder", "tokenizer", "vae", "scheduler")
+"""Beginnings of the names of what is read of a diffusers model."""
 _SETTLED = 2.0  # seconds after which a file that is written again has another time
 _BATCH = 1000  # hashes that are written to disk at once
 
@@ -139,11 +141,10 @@ def hash_weights(place: Path, hashes: FileHashes) -> str:
 
 def _files_of(directory: Path) -> Iterator[str]:
     """Yield the files of a model's directory: configs, vocabularies and one kind of weights."""
-    names = [
-        path.relative_to(directory)
-        for path in directory.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.parts[-2:])
-    ]
+    names = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
+    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    if (directory / "model_index.json").is_file():  # other pieces may have been downloaded, or not
+        names = [name for name in names if name.parts[0].startswith(_PIECES)]
     for folder in {name.parent for name in names}:
         inside = [name for name in names if name.parent == folder]
         weights = [name for name in inside if name.suffix in _WEIGHTS]

@@ -33,7 +33,8 @@ def mask_secrets(values: Any, environment: Mapping[str, str] | None = None) -> A
 
 def _mask(value: Any, key: str, known: Collection[str]) -> Any:
     if isinstance(value, Mapping):
-        return {k: _mask(each, str(k), known) for k, each in value.items()}
+        are_words = key == "tokens"  # of textual inversion: the keys are names, my-token among them
+        return {k: _mask(each, "" if are_words else str(k), known) for k, each in value.items()}
     if isinstance(value, list | tuple):
         return [_mask(each, key, known) for each in value]
     if not isinstance(value, str) or not value:

@@ -10,6 +10,7 @@ import json
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
@@ -43,7 +44,7 @@ from modules.yaml_text import dump
 logger = logging.getLogger(__name__)
 
 _SAID_AFTER = 5.0  # seconds of waiting
-_PATIENCE = 600.0
+_PATIENCE = 600.0  # seconds that all saves wait together
 
 
 class Receipt:
@@ -69,6 +70,7 @@ class Receipt:
         self._datasets = datasets
         self._directory = directory
         self._manifest: BinaryIO | None = None
+        self._patience = _PATIENCE
         self._thread = threading.Thread(target=self._gather, name="receipt", daemon=True)
 
     def begin(self) -> None:
@@ -76,16 +78,18 @@ class Receipt:
         self._thread.start()
 
     def metadata(self) -> dict[str, str]:
-        """Return all that is known; waits for files that are still being read, ten minutes at most.
+        """Return all that is known; waits for files that are still being read.
 
-        What takes longer is in the next file.
+        What takes longer than ten minutes is in a later file.
         """
         if self._thread.ident is None:
             self.begin()
-        self._thread.join(_SAID_AFTER)
-        if self._thread.is_alive():
+        began = time.monotonic()
+        self._thread.join(min(_SAID_AFTER, self._patience))
+        if self._thread.is_alive() and self._patience > _SAID_AFTER:
             logger.info("waiting for the hashes of the dataset, which the receipt names")
-            self._thread.join(_PATIENCE - _SAID_AFTER)
+            self._thread.join(self._patience - _SAID_AFTER)
+        self._patience = max(0.0, self._patience - (time.monotonic() - began))
         if self._thread.is_alive():
             logger.warning("the dataset's files are still being hashed; this save does not name it")
         self._leave_manifest()

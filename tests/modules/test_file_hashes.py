@@ -99,7 +99,8 @@ def test_a_directory_is_what_is_read_of_it(tmp_path):
             return hash_weights(directory, hashes)
 
     first = hashed()
-    for unread in ("a.fp16.safetensors", "a.bin", "notes.md", ".cache/a.safetensors"):
+    others = ("../safety_checker/a.safetensors", ".cache/a.safetensors")
+    for unread in ("a.fp16.safetensors", "a.bin", "notes.md", *others):
         write(unet / unread, b"another")
         assert hashed() == first, unread
     moved = model.rename(tmp_path / "elsewhere")

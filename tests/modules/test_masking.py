@@ -25,7 +25,7 @@ def test_a_secret_is_masked_wherever_it_stands(key):
         ("keep_tokens", 3),
         ("num_tokens", "10"),
         ("keep_tokens_separator", "|||"),
-        ("tokens", {"<cat>": "cat"}),
+        ("tokens", {"<cat>": "cat", "my-token": "dog", "token": {"init": "cow"}}),
         ("max_token_length", 75),
         ("extras", {"key": "image"}),
         ("path", "/home/someone/models/sd.safetensors"),

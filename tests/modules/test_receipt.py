@@ -144,7 +144,7 @@ def test_a_save_waits_for_the_hashes(write_config, monkeypatch, caplog):
     assert receipt_of(trainer)[CONFIG]
     assert "this save does not name it" in caplog.text
     allowed.set()
-    monkeypatch.setattr(receipt_module, "_PATIENCE", 60.0)
+    trainer.metadata.gathered.__self__._thread.join(60)
     trainer.saver.save_if_due(trainer, last=True)
     assert "ss_tag_frequency" in receipt_of(trainer)
     assert (trainer.directory / FILE).is_file()
