@@ -52,9 +52,10 @@ class Network(Protocol):
     It may also have `suffixes`, the endings of its files ("" for a directory; else it is saved as
     .safetensors), `check_extras(extras)`, which raises ValueError if it can't use what the
     dataset gives, `describe(model)`, the metadata of its files, `file_kind`, what ModelSpec calls
-    them ("lora"), `after_step()`, called after each optimizer step, and by pattern of its
-    parameters' paths `rate_factors`, what their learning rate is multiplied by, and `undecayed`,
-    those that are kept from weight decay.
+    them ("lora"), `verify(path, *, dtype)`, which reads what `save` wrote again, raises ValueError
+    if it is not what is live, and returns a `modules.verification.Verified`, `after_step()`, called
+    after each optimizer step, and by pattern of its parameters' paths `rate_factors`, what their
+    learning rate is multiplied by, and `undecayed`, those that are kept from weight decay.
     """
 
     requires: Sequence[str]  # keys of Batch.extras

@@ -8,9 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 NETWORKS_MAY = {
     "modules.batch",
-    "modules.protocols",
     "modules.models.patterns",
+    "modules.protocols",
     "modules.safetensors_header",  # what a file is, not what trains
+    "modules.verification",
 }
 
 

@@ -22,7 +22,9 @@ from modules.models.model import Model
 from modules.models.portable import classic_name
 from modules.models.spaces import Latents, Pixels, Space
 from modules.models.text_encoder import TextEncoder
+from modules.models.verification import verify_single_file
 from modules.objectives import Diffusion, objective_of
+from modules.verification import Verified
 
 
 class DiffusionModel(Model):
@@ -66,6 +68,10 @@ class DiffusionModel(Model):
     ) -> None:
         """Write the pieces as one .safetensors in the original layout."""
         save_single_file(self, path, dtype=dtype, metadata=metadata)
+
+    def verify_single_file(self, path: Path, *, dtype: torch.dtype) -> Verified:
+        """Check a written file against what was trained; raises ValueError if it differs."""
+        return verify_single_file(self, path, dtype=dtype)
 
     def describe(self) -> str:
         """What it is, in a few words."""

@@ -17,7 +17,7 @@ from networks.loha import LoHa
 from networks.lora import LoRA
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "lora-rs"])
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.endswith("-rs")])
 def test_files_are_read_back_whatever_the_settings_of_the_reader(variant, tmp_path):
     model, first = attached(variant)
     perturb(first)
@@ -31,9 +31,11 @@ def test_files_are_read_back_whatever_the_settings_of_the_reader(variant, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(expected, outputs(model), strict=True))
     for name, layer in second.layers.items():
         original = first.layers[name]
-        assert (layer.rank, layer.scale) == (original.rank, original.scale)
+        assert layer.scale == original.scale
         assert layer.dora_axis == original.dora_axis
-        assert torch.equal(layer.alpha, original.alpha)
+        if not layer.is_whole:  # else it has no rank, and no use for an alpha
+            assert layer.rank == original.rank
+            assert torch.equal(layer.alpha, original.alpha)
     kind, other = type(first).__name__, LoHa if type(first) is LoRA else LoRA
     third = other(rank=3, conv_rank=2, targets=EVERYTHING)
     third.attach(model)
