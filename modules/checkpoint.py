@@ -150,11 +150,20 @@ def trained_tensors(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
     for name, network in trainer.networks.items():
         module: Any = network
         if any(parameter.requires_grad for parameter in module.parameters()):
+            given = set(_constants(module))
             for key, tensor in module.state_dict(keep_vars=True).items():
-                yield f"networks.{name}.{key}", tensor
+                if key not in given:
+                    yield f"networks.{name}.{key}", tensor
     if trainer.average is not None:
         for number, tensor in enumerate(trainer.average.tensors()):
             yield f"average.{number}", tensor
+
+
+def _constants(network: Any) -> Iterator[str]:
+    """Tensors that follow from a network's settings: its modules name them as `constants`."""
+    for path, module in network.named_modules():
+        for name in getattr(module, "constants", ()):
+            yield f"{path}.{name}" if path else name
 
 
 def is_finite(state: TrainState) -> bool:

@@ -30,6 +30,8 @@ class AdapterLayer(nn.Module):
     """The factor that takes up what a file's alpha leaves of the scale: the first that is there."""
     is_whole: bool = False  # without a rank, so that alpha has no effect
 
+    constants: ClassVar[Sequence[str]] = ("alpha",)  # what a run's state needs not hold
+
     alpha: Tensor
     dora_scale: nn.Parameter | None
 

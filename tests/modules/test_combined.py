@@ -110,7 +110,7 @@ def test_two_controlnets_with_guides_of_their_own(write_config, guided_directory
     args = {"path": str(guided_directory), "extras": {"control": "image", "pfg": "npz"}}
     networks = {"a": CONTROLNET, "b": {**CONTROLNET, "train": False}, "c": CONTROLNET}
     trainer = train(write_config(dataset={"args": args}, networks=networks))
-    saved = {path.name for path in trainer.directory.iterdir() if path.is_dir()}
+    saved = {path.name for path in trainer.directory.glob("run-*") if path.is_dir()}
     assert saved == {"run-a", "run-c"}
 
 

@@ -140,7 +140,7 @@ def test_a_trained_base_is_read_again(write_config, part, dtype, caplog):
         keys = len(load_file(trainer.directory / "run.safetensors"))
         damage(trainer.model, "save_single_file")
     else:
-        keys = sum(len(load_file(f)) for f in trainer.directory.rglob("*.safetensors"))
+        keys = sum(len(load_file(f)) for f in (trainer.directory / "run").rglob("*.safetensors"))
         damage(trainer.model, "save_pretrained", lambda directory: directory / file)
     assert found[1] == str(keys)
     with pytest.raises(RunError, match=rf"run\S*: {key}\S+: is \S+ in the file where \S+ was trai"):
