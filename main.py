@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     from modules.config import keep_translation, load
-    from modules.errors import ConfigError, RunError
+    from modules.errors import ConfigError, Interrupted, RunError
 
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes one
     try:
@@ -42,12 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from modules.trainer import Trainer
 
         trainer = Trainer.from_config(config, check=options.check)
-        if not options.check:
+        if trainer is not None:
             trainer.train()
     except (ConfigError, RunError) as error:
         if speaks:
             print(error, file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except Interrupted as error:
+        return error.status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

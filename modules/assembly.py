@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from modules.buckets import BucketBatchSampler
 from modules.caption_lengths import describe_truncated
+from modules.checkpoint import read_progress
 from modules.component_checks import check_components
 from modules.config import Config, to_yaml
 from modules.engine import create_accelerator, prepare_modules, set_attention
@@ -27,14 +26,27 @@ from modules.parts import (
     build_saver,
     build_schedule,
 )
-from modules.plan import Plan
+from modules.plan import plan_run
 from modules.preparation import is_prepared, prepare
-from modules.run_folder import next_run_folder, share_run_folder
+from modules.requests import Requests
+from modules.resume import (
+    as_begun,
+    check_config,
+    check_identity,
+    find_state,
+    go_on,
+    identify,
+    is_finished,
+)
+from modules.run_description import describe_run
+from modules.run_folder import check_space, first_save, next_run_folder, share_run_folder
 from modules.run_kinds import kind_of, with_sampler
-from modules.run_parts import RunParts, load_parts
-from modules.savers import BASE_ENDINGS, output_names
-from modules.schedule import total_steps
+from modules.run_metadata import person_spec
+from modules.run_parts import load_parts
+from modules.schedule import Every
 from modules.sections import DatasetConfig, PriorConfig
+from modules.state_keeper import StateKeeper
+from modules.text_stop import TextStop, text_parameters
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
 
@@ -56,27 +68,32 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     check_components(config)
     for line in idle_settings(config):
         logger.warning("%s", line)
+    state = find_state(config)
+    if state is not None and check_config(state, config) and is_finished(state):
+        logger.info("nothing left to do: %s has made all its steps", state.parent)
+        return None
     warn_of_cpu_build()
     if not check:
-        return _assemble_run(config, create_accelerator(config.train.mixed_precision))
+        accelerator = create_accelerator(config.train.mixed_precision)
+        return _assemble_run(config, accelerator, state)
     if config.prepare and not is_prepared(config):
         listed = "".join(f"\n  {step.module}" for step in config.prepare)
         logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
         return None
     parts = load_parts(config, weights=False)
-    plan = _make_plan(config, parts, _batch_sampler(config, parts.dataset, rank=0, world_size=1))
+    plan = plan_run(config, parts, _batch_sampler(config, parts.dataset, rank=0, world_size=1))
     plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
     if cut := describe_truncated(parts.model, parts.dataset):
         logger.warning("%s", cut)
     return None
 
 
-def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
+def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) -> Trainer:
     train, is_main = config.train, accelerator.is_main_process
     prepare(config, accelerator)
     parts = load_parts(config, weights=True)
     source = _source(config, config.dataset, parts.dataset, accelerator)
-    plan = _make_plan(config, parts, source.batch_sampler)
+    plan = plan_run(config, parts, source.batch_sampler)
     prepare_modules(
         parts.model,
         parts.networks,
@@ -89,13 +106,28 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
         explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
     optimizer = explained("optimizer", lambda: build_optimizer(config, parts.groups))
     saver = explained("save", lambda: build_saver(config))
+    if is_main and state is None:
+        needed, disk = first_save(parts.groups, config), Path(config.save.directory)
+        explained("", lambda: check_space(disk, needed=needed))
+    given = explained("save.metadata", lambda: person_spec(config.save.metadata))
     directory = explained(
         "",
-        lambda: share_run_folder(Path(config.save.directory), str(config.save.name), accelerator),
+        lambda: share_run_folder(
+            Path(config.save.directory),
+            str(config.save.name),
+            accelerator,
+            resumed=None if state is None else state.parent,
+        ),
     )
+    identity = identify(
+        config, parts.dataset, steps=plan.max_train_steps, processes=accelerator.num_processes
+    )
+    if state is not None:
+        check_identity(state, config, identity)
+    metadata = describe_run(config, parts, plan, accelerator, given=given, directory=directory)
     if is_main:
         plan.show(directory)
-        settings = to_yaml(config)
+        settings = to_yaml(as_begun(config))
         write_atomically(directory / "config.yaml", settings)
         start_trackers(
             accelerator,
@@ -103,30 +135,57 @@ def _assemble_run(config: Config, accelerator: Accelerator) -> Trainer:
             directory=directory,
             run_name=directory.name,
             settings=settings,
+            done=0 if state is None else read_progress(state)["step"],
         )
-    torch.manual_seed(train.seed + accelerator.process_index)
-    return kind_of(config).trainer(
+    trainer = kind_of(config).trainer(
         name=str(config.save.name),
         directory=directory,
         model=parts.model,
-        networks=parts.networks,
-        trained_base=parts.trained_base,
+        networks=dict(parts.networks),
+        trained_base=dict(parts.trained_base),
         groups=parts.groups,
         objective=parts.objective,
         source=source,
         prior=_prior(config, parts.prior, accelerator),
         average=build_average(config.ema, parts.groups),
-        stop_text_encoders_after=train.stop_text_encoders_after,
+        text_stop=TextStop(
+            parts.model,
+            text_parameters(parts.trained_base, parts.networks.values()),
+            after=train.stop_text_encoders_after,
+            alone=accelerator.num_processes == 1,
+        ),
         optimizer=optimizer,
         lr_scheduler=build_schedule(config.lr_scheduler, optimizer, total=plan.max_train_steps),
         accelerator=accelerator,
         saver=saver if is_main else NoSaves(),
+        keeper=_keeper(config, directory, accelerator),
+        identity=identity,
         sampler=parts.sampler if is_main else NoSamples(),
         max_train_steps=plan.max_train_steps,
         steps_per_epoch=plan.steps_per_epoch,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         max_grad_norm=train.max_grad_norm,
+        max_nonfinite_steps=train.max_nonfinite_steps,
         log_every=train.log_every,
+        seed=train.seed,
+        metadata=metadata,
+    )
+    parts_with_state = {"saver": trainer.saver, "sampler": trainer.sampler}
+    trainer.stateful |= {n: p for n, p in parts_with_state.items() if hasattr(p, "state_dict")}
+    if state is not None:
+        explained("train.resume", lambda: go_on(trainer, state))
+    return trainer
+
+
+def _keeper(config: Config, directory: Path, accelerator: Accelerator) -> StateKeeper:
+    save = config.save
+    return StateKeeper(
+        directory,
+        Requests(directory, accelerator),
+        every=Every(steps=save.every_steps, epochs=save.every_epochs),
+        minutes=save.state_every_minutes,
+        is_regular=save.state,
+        writes=accelerator.is_main_process,
     )
 
 
@@ -167,31 +226,3 @@ def _prior(config: Config, dataset: Any | None, accelerator: Accelerator) -> Sou
     if section is None:
         return None
     return _source(config, section, dataset, accelerator, weight=section.loss_weight)
-
-
-def _make_plan(config: Config, parts: RunParts, batch_sampler: BucketBatchSampler) -> Plan:
-    train = config.train
-    steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
-    return Plan(
-        model=parts.model,
-        groups=parts.groups,
-        dataset=parts.dataset,
-        prior=parts.prior,
-        batches=len(batch_sampler),
-        batch_size=train.batch_size,
-        minibatch_repeat=train.minibatch_repeat,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        steps_per_epoch=steps_per_epoch,
-        max_train_steps=total_steps(
-            max_train_steps=train.max_train_steps,
-            max_train_epochs=train.max_train_epochs,
-            steps_per_epoch=steps_per_epoch,
-        ),
-        outputs=output_names(
-            str(config.save.name),
-            {n: parts.networks[n] for n, section in config.networks.items() if section.train},
-            trains_base=bool(parts.trained_base),
-            versions=["", "-ema"] if config.ema and config.ema.save == "beside" else [""],
-            base_ending=BASE_ENDINGS[config.save.format],
-        ),
-    )

@@ -51,6 +51,10 @@ class MovingAverage:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self._average, [p.detach() for p in self._parameters], 1 - decay)
 
+    def tensors(self) -> list[Tensor]:
+        """The average itself, in the order of the parameters."""
+        return self._average
+
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Let the parameters hold their average for a while."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -14,6 +18,24 @@ class ConfigError(ValueError):
 
 class RunError(RuntimeError):
     """Why a run that has begun can't go on; exit status 1."""
+
+
+class Interrupted(Exception):
+    """A person has ended a run, which can go on; exit status 130, or 128 and the signal."""
+
+    def __init__(self, message: str, *, signal: int | None = None):
+        super().__init__(message)
+        self.status = 130 if signal is None else 128 + signal
+
+
+@contextmanager
+def survived(what: str) -> Iterator[None]:
+    """Let nothing that goes wrong inside end a run: it becomes a warning about `what`."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger.warning("%s: %s; training goes on", what, reason)
 
 
 def explained(where: str, action: Callable[[], Result]) -> Result:

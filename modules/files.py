@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,11 +40,48 @@ def replacing(path: Path) -> Iterator[Path]:
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # a file of safetensors would be readable for its owner alone
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync_file(temporary)
         temporary.replace(path)
+        _sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary directory that takes the name `path` if no error is raised.
+
+    What had that name goes only when the new one is whole and on the disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(8)
+    temporary, former = path.parent / f".{token}.tmp", path.parent / f".{token}.old.tmp"
+    try:
+        temporary.mkdir()
+        yield temporary
+        share_files(temporary)
+        for entry in temporary.rglob("*"):
+            if entry.is_file():
+                _sync_file(entry)
+            elif entry.is_dir():
+                _sync_directory(entry)
+        _sync_directory(temporary)
+        if path.exists():
+            path.rename(former)
+        temporary.rename(path)
+        _sync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what a killed process left unfinished in a directory that nobody writes to now."""
+    for entry in directory.glob(".*.tmp*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def share_files(directory: Path) -> None:
@@ -118,6 +156,24 @@ def parse_lines(lines: Iterable[bytes], file: Path | str) -> Iterator[dict[str, 
                 "file to start anew"
             ) from error
         yield entry
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    """Put a directory's names on the disk; Windows does it by itself."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems know no such thing
+    finally:
+        os.close(descriptor)
 
 
 def _walk(directory: str, prefix: str, entered: set[str]) -> Iterator[str]:

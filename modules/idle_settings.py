@@ -46,7 +46,7 @@ def idle_settings(config: Config) -> list[str]:
         lines.append("sample.tome has no effect without train.tome_ratio")
     if config.ema is not None and config.sample is None and not config.ema.sample:
         lines.append("ema.sample has no effect without a sample section")
-    lines += _not_taken("save", save, needed=("name", "directory"))
+    lines += _not_taken("save", save, needed=("name", "directory", "metadata"))
     lines += _not_taken("sample", config.sample, needed=())
     return lines
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from modules.batch import Batch, collate
 from modules.buckets import BucketBatchSampler
 from modules.errors import RunError
+from modules.randomness import ReseededDataset
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,19 @@ class Source:
     weight: float = 1.0  # of its mean loss
     repeats: int = 1  # of each image in its batch
 
-    def draw(self) -> Iterator[_Drawn]:
-        """Yield batch after batch, epoch after epoch, without end."""
-        epoch = 0
+    def draw(self, *, start: int = 0) -> Iterator[_Drawn]:
+        """Yield batch after batch, epoch after epoch, without end, from number `start` on."""
+        epoch, first = divmod(start, len(self.batch_sampler))
         while True:
-            self.batch_sampler.set_epoch(epoch)
+            self.batch_sampler.set_epoch(epoch, first)
             if hasattr(self.loader.dataset, "set_epoch"):
                 self.loader.dataset.set_epoch(epoch)
             planned = self.batch_sampler.plan(epoch)
-            for number, batch in enumerate(self._read()):
+            for number, batch in enumerate(self._read(), start=first):
                 _, is_real = self.batch_sampler.share(planned[number])
                 last = number == len(planned) - 1
                 yield _Drawn(batch, len(planned[number]) * self.repeats, is_real, last)
-            epoch += 1
+            epoch, first = epoch + 1, 0
 
     def _read(self) -> Iterator[Batch]:
         """Yield the batches of an epoch.
@@ -92,27 +94,35 @@ def make_source(
 ) -> Source:
     """A source over a dataset; worker processes live as long as it does."""
     loader = DataLoader(
-        dataset,
+        ReseededDataset(dataset, seed=batch_sampler.seed) if num_workers else dataset,
         batch_sampler=batch_sampler,  # type: ignore[arg-type]
         collate_fn=collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # of its own: it draws from it when an epoch begins
         pin_memory=pin_memory,
     )
     return Source(loader=loader, batch_sampler=batch_sampler, weight=weight, repeats=repeats)
 
 
 def step_groups(
-    source: Source, *, gradient_accumulation_steps: int, prior: Source | None = None
+    source: Source,
+    *,
+    gradient_accumulation_steps: int,
+    prior: Source | None = None,
+    done: int = 0,
 ) -> Iterator[Group]:
-    """Groups of one optimizer step after another, without end.
+    """Groups of one optimizer step after another, without end, behind the `done` first ones.
 
     An epoch's last group may be smaller: no step spans two epochs. Each batch of `source` has one
     of `prior` beside it, so that prior images never change the number of steps.
     """
-    beside = prior.draw() if prior is not None else iter(())
+    batches = len(source.batch_sampler)
+    epochs, steps = divmod(done, -(-batches // gradient_accumulation_steps))
+    start = epochs * batches + steps * gradient_accumulation_steps
+    beside = prior.draw(start=start) if prior is not None else iter(())
     drawn: list[_Drawn] = []
-    for one in source.draw():
+    for one in source.draw(start=start):
         drawn.append(one)
         if len(drawn) == gradient_accumulation_steps or one.ends_epoch:
             group = source.weigh(drawn)

@@ -24,10 +24,19 @@ class Metrics:
             file.write(json.dumps(finite) + "\n")
 
     def read(self) -> list[dict[str, float | None]]:
-        """All records so far."""
+        """All records so far; a last line that a kill has torn is none."""
         if not self._path.exists():
             return []
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        if lines and not _is_whole(lines[-1]):
+            lines.pop()
+        return [json.loads(line) for line in lines]
+
+    def cut(self, step: int) -> None:
+        """Take back what was written after a step, from which a run goes on."""
+        if self._path.exists():
+            kept = [json.dumps(record) for record in self.read() if (record["step"] or 0) <= step]
+            write_atomically(self._path, "".join(f"{line}\n" for line in kept))
 
     def plot(self) -> Path | None:
         """Draw the loss over the steps, as measured and smoothed; None without two points."""
@@ -47,6 +56,14 @@ class Metrics:
         axes.legend(frameon=False)
         write_atomically(self._picture, FigureCanvasAgg(figure).print_png)
         return self._picture
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def smoothed(values: tuple[float, ...], weight: float = 0.8) -> list[float]:

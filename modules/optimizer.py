@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
 
 from modules.errors import RunError
 from modules.models.patterns import matches, nearby
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Rate = float | Mapping[str, float]
 
@@ -67,6 +72,12 @@ def make_groups(
     return list(groups.values())
 
 
+def trained_of(by_path: Mapping[str, Iterable[Parameter]]) -> dict[str, list[Parameter]]:
+    """What requires gradients of these parameters; paths without any are left out."""
+    found = {path: [p for p in group if p.requires_grad] for path, group in by_path.items()}
+    return {path: group for path, group in found.items() if group}
+
+
 def check_rates(rate: Rate, paths: Iterable[str], *, where: str) -> None:
     """Check that each name of a rate by module path is of something that takes it.
 
@@ -107,6 +118,30 @@ def as_optimizer_groups(groups: Iterable[ParameterGroup]) -> list[dict[str, Any]
         }
         for group in groups
     ]
+
+
+def settings_of(optimizer: Any) -> list[dict[str, Any]]:
+    """The settings that each parameter group of a fresh optimizer has, plain values only."""
+    plain = (int, float, bool, str, tuple, type(None))
+    return [
+        {
+            **{k: v for k, v in group.items() if k != "params" and isinstance(v, plain)},
+            "lr": float(group.get("initial_lr", group["lr"])),  # a schedule has moved the other
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def clip_gradients(
+    accelerator: Accelerator, parameters: Sequence[Parameter], max_norm: float
+) -> Tensor:
+    """Scale gradients down to a norm of `max_norm`, 0 leaves them; returns the norm before."""
+    if max_norm:
+        norm = accelerator.clip_grad_norm_(parameters, max_norm)
+        assert norm is not None, "FSDP is refused at start"
+        return norm
+    accelerator.unscale_gradients()
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def make_step(optimizer: Any, *, number: int) -> None:

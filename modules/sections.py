@@ -7,13 +7,10 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import MISSING
 
-from modules.schema import Minimum, Within
-
-Count = Annotated[int, Minimum(1)]
-Natural = Annotated[int, Minimum(0)]
-NonNegative = Annotated[float, Minimum(0)]
-Fraction = Annotated[float, Within(0, 1)]
-Rate = NonNegative | dict[str, NonNegative]
+from modules.numbers import Count, Fraction, Natural, NonNegative, Rate
+from modules.sampler_names import SamplerName
+from modules.save_section import SaveConfig
+from modules.schema import Within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +62,7 @@ class NetworkConfig:
     train: bool = True
     """false: applied, but not trained."""
     resume: str | None = None
-    """A file of this network to begin with; of a ControlNet its directory."""
+    """A file of this network to begin with, of whatever program; of a ControlNet its directory."""
     merge: bool = False
     """With `train: false`: merge it into the base first, instead of keeping it beside."""
 
@@ -160,35 +157,21 @@ class TrainConfig:
     """Optimizer steps after which text encoders rest; null trains them to the end."""
     log_every: Count = 10
     """Optimizer steps between two lines of metrics."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SaveConfig:
-    name: str | None = None
-    """Name of the run and its files; null takes the YAML's file name."""
-    directory: str = "output"
-    """Directory of all runs; a run makes its own folder in it."""
-    every_epochs: Count | None = None
-    """Epochs between two saves; the end of the run is always saved."""
-    every_steps: Count | None = None
-    """Optimizer steps between two saves."""
-    keep_last: Count | None = None
-    """How many earlier saves are kept; null keeps all."""
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Precision of the files."""
-    format: Literal["diffusers", "single_file"] = "diffusers"
-    """A trained base as a diffusers directory, or as one .safetensors in the original layout."""
-    module: str = "modules.savers.WeightsSaver"
-    """Dotted path of the saver's class."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Further keyword arguments of a saver of your own."""
+    max_nonfinite_steps: Count = 20
+    """So many steps in a row with a loss or gradient that is not finite, which change nothing, end
+    the run."""
+    resume: str | None = None
+    """Go on with a run: its folder, or `auto` for the newest of this name that can; without one
+    `auto` begins anew."""
+    accept_changes: list[str] = field(default_factory=list)
+    """Keys that may differ from the run that is resumed: `[train.max_train_steps, dataset]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    prompts: list[str] | str | None = None
-    """Prompts of the validation images: a list, or a text file with one in each line; null takes
-    captions of the dataset."""
+    prompts: list[str | dict[str, Any]] | str | None = None
+    """Prompts of the validation images: a list, or a .txt file with one in each line, .json or
+    .toml, each with settings of its own if you like; null takes captions of the dataset."""
     num_images: Count = 4
     """How many captions of the dataset are taken, or images where the VAE is trained."""
     extras: dict[str, list[str]] = field(default_factory=dict)
@@ -204,6 +187,8 @@ class SampleConfig:
     """Denoising steps of an image."""
     guidance_scale: NonNegative = 7.5
     """Classifier-free guidance; 1 switches it off."""
+    sampler: SamplerName = "ddim"
+    """How an image is drawn."""
     tome: bool = False
     """Merge tokens as `train.tome_ratio` says; false draws with all of them."""
     seed: Natural = 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from modules.errors import survived
 from modules.metrics import Metrics
 from modules.optimizer import ParameterGroup
 
@@ -59,18 +61,44 @@ class StepLog:
         return record["loss"]
 
     def write(self, record: Mapping[str, float], *, step: int, epoch: int) -> None:
-        """Add a line to metrics.jsonl and to the trackers."""
-        self._metrics.write({"step": step, "epoch": epoch, **record})
-        self._accelerator.log(dict(record), step=step)
+        """Add a line to metrics.jsonl and to the trackers; none that fails ends the run."""
+        with survived("metrics.jsonl"):
+            self._metrics.write({"step": step, "epoch": epoch, **record})
+        for tracker in self._accelerator.trackers:
+            with survived(f"loggers.{tracker.name}"):
+                tracker.log(dict(record), step=step)
 
-    def plot(self) -> None:
-        """Draw the loss curve, in the process that writes."""
-        if self._accelerator.is_main_process:
-            self._metrics.plot()
+    @contextlib.contextmanager
+    def shown(self, done: int, total: int) -> Iterator[tqdm]:
+        """Show a bar of steps, in the process that writes; end with the loss curve's picture."""
+        shows = self._accelerator.is_main_process
+        bar = tqdm(total=total, initial=done, desc="training", disable=not shows)
+        try:
+            yield bar
+        finally:
+            bar.close()
+            if shows:
+                with survived("loss.png"):
+                    self._metrics.plot()
+            with survived("loggers"):
+                self._accelerator.end_training()
+
+    def pending(self) -> list[dict[str, float]]:
+        """The metrics of steps that are in no line yet; waits for the device."""
+        return [{key: float(value) for key, value in one.items()} for one in self._kept]
+
+    def restore(self, pending: Sequence[Mapping[str, float]], *, step: int) -> None:
+        """Go on after a step with what `pending` gave then; later lines are taken back."""
+        self._metrics.cut(step)
+        self._kept = [
+            {key: int(v) if key == "images" else torch.tensor(v) for key, v in one.items()}
+            for one in pending
+        ]
 
     def _means(self) -> dict[str, float]:
+        device = self._accelerator.device
         means = {
-            key: torch.stack([one[key] for one in self._kept]).mean()  # type: ignore[misc]
+            key: _mean([torch.as_tensor(one[key], device=device) for one in self._kept])
             for key in self._kept[-1]
             if key != "images"
         }
@@ -87,6 +115,7 @@ class StepLog:
         }
 
 
-def is_lost(loss: float | None, accelerator: Accelerator) -> bool:
-    """Whether a loss is not finite, and no gradient scaler is there to skip such a step."""
-    return loss is not None and not math.isfinite(loss) and accelerator.scaler is None
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """The mean of what is finite, NaN if nothing is."""
+    stacked = torch.stack(list(values))
+    return stacked.where(torch.isfinite(stacked), torch.nan).nanmean()

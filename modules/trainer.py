@@ -5,24 +5,30 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from modules.averaging import MovingAverage, Weights, saved_versions
 from modules.batch import Batch, DenoiserInputs
 from modules.engine import LossModule
-from modules.errors import RunError
+from modules.errors import survived
 from modules.loading import Group, Source, step_groups
 from modules.metrics import Metrics
+from modules.nonfinite import check_steps
 from modules.objectives import masked_mean
-from modules.optimizer import ParameterGroup, make_step
+from modules.optimizer import ParameterGroup, clip_gradients, make_step, settings_of
 from modules.protocols import Network, Objective, Sampler, Saver
-from modules.step_log import Measured, StepLog, is_lost
-from modules.text_stop import TextStop, text_parameters
+from modules.randomness import seed_step
+from modules.run_metadata import RunMetadata
+from modules.state_keeper import StateKeeper
+from modules.step_guard import StepGuard
+from modules.step_log import Measured, StepLog
+from modules.text_stop import TextStop
 from modules.trackers import show_images
 
 if TYPE_CHECKING:
@@ -35,73 +41,58 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Trainer:
     """Trains what requires gradients of a model and its networks.
 
     Everything that is given is ready: networks attached, parameters frozen or not, modules on
     their device. `prior` has images of a class beside those of `source` (Ruiz et al. 2022,
-    arXiv:2208.12242); `versions` says which weights are saved, by what is put behind their name.
+    arXiv:2208.12242); `identity` is what tells the run from others, kept with its state.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        directory: Path,
-        model: DiffusionModel,
-        networks: Mapping[str, Network],
-        trained_base: Mapping[str, nn.Parameter],
-        groups: Sequence[ParameterGroup],
-        objective: Objective,
-        source: Source,
-        optimizer: Any,
-        lr_scheduler: Any,
-        accelerator: Accelerator,
-        saver: Saver,
-        sampler: Sampler,
-        max_train_steps: int,
-        steps_per_epoch: int,
-        prior: Source | None = None,
-        average: MovingAverage | None = None,
-        stop_text_encoders_after: int | None = None,
-        gradient_accumulation_steps: int = 1,
-        max_grad_norm: float = 1.0,
-        log_every: int = 10,
-    ):
-        self.name = name
-        self.directory = directory
-        self.model = model
-        self.networks = dict(networks)
-        self.trained_base = dict(trained_base)
-        self.groups = list(groups)
-        self.objective = objective
-        self.source = source
-        self.prior = prior
-        self.average = average
-        self.lr_scheduler = lr_scheduler
-        self.accelerator = accelerator
-        self.saver = saver
-        self.sampler = sampler
-        self.max_train_steps = max_train_steps
-        self.steps_per_epoch = steps_per_epoch
-        self.gradient_accumulation_steps = gradient_accumulation_steps
-        self.max_grad_norm = max_grad_norm
-        self.step = 0
-        self.metrics = Metrics(directory)
-        self.step_log = StepLog(self.metrics, accelerator, self.groups, every=log_every)
-        self.text_stop = TextStop(
-            model,
-            text_parameters(trained_base, self.networks.values()),
-            after=stop_text_encoders_after,
-            alone=accelerator.num_processes == 1,
-        )
+    name: str
+    directory: Path
+    model: DiffusionModel
+    networks: dict[str, Network]
+    trained_base: dict[str, nn.Parameter]
+    groups: Sequence[ParameterGroup]
+    objective: Objective
+    source: Source
+    optimizer: Any
+    lr_scheduler: Any
+    accelerator: Accelerator
+    saver: Saver
+    sampler: Sampler
+    keeper: StateKeeper
+    text_stop: TextStop
+    max_train_steps: int
+    steps_per_epoch: int
+    prior: Source | None = None
+    average: MovingAverage | None = None
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    max_nonfinite_steps: int = 20
+    log_every: int = 10
+    seed: int = 0
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    metadata: RunMetadata = field(default_factory=RunMetadata)
+
+    def __post_init__(self) -> None:
+        networks, accelerator = self.networks.values(), self.accelerator
+        self.step = 0  # finished ones
+        self.is_between_steps = True
+        self.last_group: Group = []
+        self.stateful: dict[str, Any] = {}  # by name, what else a state holds of a run
+        self.metrics = Metrics(self.directory)
+        self.step_log = StepLog(self.metrics, accelerator, self.groups, every=self.log_every)
         self._parameters = [p for group in self.groups for p in group.parameters]
-        self._after_step = [n.after_step for n in networks.values() if hasattr(n, "after_step")]
-        self._rates: list[float] = lr_scheduler.get_last_lr()
+        self._after_step = [n.after_step for n in networks if hasattr(n, "after_step")]
+        self._rates: list[float] = self.lr_scheduler.get_last_lr()
+        self.settings = settings_of(self.optimizer)
         self._loss, self.optimizer = accelerator.prepare(
-            LossModule(self.loss, [*model.components().values(), *self.networks.values()]),
-            optimizer,
+            LossModule(self.loss, [*self.model.components().values(), *networks]), self.optimizer
         )
+        self.guard = StepGuard(self.optimizer, accelerator, most=self.max_nonfinite_steps)
 
     @classmethod
     def from_config(cls, config: Config, *, check: bool = False) -> Trainer | None:
@@ -136,8 +127,13 @@ class Trainer:
         return (per_image * self.objective.loss_weight(timesteps)).sum()
 
     def train_step(self, group: Group) -> Measured:
-        """One optimizer step over the batches of a group; metrics stay tensors, nothing waits."""
-        self.text_stop.begin_step(self.step)
+        """One optimizer step over the batches of a group; metrics stay tensors, nothing waits.
+
+        What it draws at random depends on its number alone, so that it can be made again.
+        """
+        number = self.step + 1
+        seed_step(self.seed, step=number, rank=self.accelerator.process_index)
+        self.text_stop.begin_step(number)
         total = torch.zeros((), device=self.accelerator.device)
         for position, part in enumerate(group):
             last = position == len(group) - 1
@@ -145,60 +141,57 @@ class Trainer:
                 loss = self._loss(part.batch.to(self.accelerator.device)) * part.weight
                 self.accelerator.backward(loss)
             total += loss.detach()
-        self.text_stop.drop_gradients(self.step)
-        images = sum(part.images for part in group)
-        metrics: dict[str, Tensor | int] = {"loss": total, "images": images}
-        if self.max_grad_norm:
-            metrics["grad_norm"] = self.accelerator.clip_grad_norm_(
-                self._parameters, self.max_grad_norm
-            )
+        self.text_stop.drop_gradients(number)
+        norm = clip_gradients(self.accelerator, self._parameters, self.max_grad_norm)
         self._rates = self.lr_scheduler.get_last_lr()
-        make_step(self.optimizer, number=self.step)
+        self.is_between_steps = False
+        self.guard.step(partial(make_step, self.optimizer, number=number), loss=total, norm=norm)
         self.lr_scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
         for bound in self._after_step:
             bound()
         if self.average is not None:
             self.average.update()
-        return metrics
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": total, "grad_norm": norm, "images": sum(part.images for part in group)}
 
     def step_groups(self) -> Iterator[Group]:
-        """The batches of one optimizer step after another."""
+        """The batches of one optimizer step after another, behind those of finished steps."""
         return step_groups(
             self.source,
             prior=self.prior,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
+            done=self.step,
         )
 
     def train(self) -> None:
-        """Train to `max_train_steps`.
+        """Train to `max_train_steps`, from wherever it stands.
 
         Raises:
-            RunError: the loss or a trained tensor is not finite.
+            RunError: nothing but losses or gradients that are not finite.
+            Interrupted: a person asked for the end; the state is kept.
         """
-        self.sampler.sample_if_due(self, last=False)
         groups = self.step_groups()
         self.optimizer.train()
-        shown = self.accelerator.is_main_process
-        bar = tqdm(total=self.max_train_steps, desc="training", disable=not shown)
-        self.step_log.restart_clock()
-        try:
-            while self.step < self.max_train_steps:
-                self.step += 1
+        with self.keeper.watch(self), self.step_log.shown(self.step, self.max_train_steps) as bar:
+            self._sample(last=self.step == self.max_train_steps)
+            self.step_log.restart_clock()
+            while self.step < self.max_train_steps and not self.keeper.requests.stops:
+                self.last_group = next(groups)
+                metrics = self.train_step(self.last_group)
+                self.step, self.is_between_steps = self.step + 1, True
+                self.keeper.requests.poll()
                 last = self.step == self.max_train_steps
-                metrics = self.train_step(next(groups))
-                # The order is fixed: log what was measured, save what was trained, sample from it.
+                # The order is fixed: log what was measured, save what was trained, keep the state
+                # from which training can go on, sample.
                 loss = self.log(metrics, last=last)
                 self.saver.save_if_due(self, last=last)
-                self.sampler.sample_if_due(self, last=last)
+                self.keeper.keep_if_due(self, last=last)
+                self._sample(last=last)
                 if loss is not None:
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update()
             self.accelerator.wait_for_everyone()  # nobody leaves while another still writes
-        finally:
-            bar.close()
-            self.step_log.plot()
-            self.accelerator.end_training()
+        self.keeper.finish(self.step)
         logger.info("done: %s", self.directory)
 
     def log(self, metrics: Measured, *, last: bool) -> float | None:
@@ -206,17 +199,19 @@ class Trainer:
         loss = self.step_log.add(
             metrics, step=self.step, epoch=self.epoch, rates=self._rates, last=last
         )
-        if is_lost(loss, self.accelerator):
-            raise RunError(
-                f"step {self.step}: the loss is {loss}; training stops, what was saved before "
-                "stays. Lower the learning rate, or check the images of the dataset"
-            )
+        if loss is not None:
+            check_steps(self)
         return loss
+
+    def _sample(self, *, last: bool) -> None:
+        with survived("sample"):
+            self.sampler.sample_if_due(self, last=last)
 
     def log_images(self, key: str, images: Sequence[Image], captions: Sequence[str]) -> None:
         """Send pictures to the trackers that show pictures."""
         for tracker in self.accelerator.trackers:
-            show_images(tracker, key, images, captions, step=self.step)
+            with survived(f"loggers.{tracker.name}"):
+                show_images(tracker, key, images, captions, step=self.step)
 
     def log_metrics(self, measured: Mapping[str, float]) -> None:
         """Write what was measured beside training at this step."""
@@ -226,6 +221,11 @@ class Trainer:
     def epoch(self) -> int:
         """Finished and begun passes over the dataset at this step, counted from 1."""
         return max(1, -(-self.step // self.steps_per_epoch))
+
+    @property
+    def asks_for_save(self) -> bool:
+        """Whether a person wants the weights of this step, due or not."""
+        return self.keeper.requests.saves
 
     def versions(self) -> dict[str, Weights]:
         """What is saved: contexts in which the weights are so, by what their files' names add."""

@@ -7,7 +7,6 @@ initialisation are those of kohya-ss/sd-scripts and KohakuBlueleaf/LyCORIS.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,12 +16,13 @@ from torch import Tensor, nn
 
 from networks.base import Adapter
 from networks.dropout import Dropout, drop_ranks
-from networks.keys import split_component
 from networks.layer import AdapterLayer, sizes_of
 
 
 class LoRALayer(AdapterLayer):
     """`up(down(x)) * alpha / rank`; `up` starts at zero."""
+
+    scaled_factors: ClassVar = ("lora_up.weight",)
 
     def __init__(self, base: nn.Module, *, rank: int, alpha: float):
         super().__init__(base, rank=rank, alpha=alpha)
@@ -100,39 +100,3 @@ class LoRA(Adapter):
             rank_dropout=self.rank_dropout,
             module_dropout=self.module_dropout,
         )
-
-    def _as_written(self) -> dict[str, dict[str, Tensor]]:
-        """All layers of a component with one alpha: diffusers takes one for all of them."""
-        alphas = self._common_alphas()
-        layers = super()._as_written()
-        return {name: _with_alpha(tensors, alphas[name]) for name, tensors in layers.items()}
-
-    def _as_configured(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the alpha of the config again, where `_as_written` would take it out."""
-        layer = self.layers[name]
-        assert isinstance(layer, LoRALayer)
-        own, common = float(layer.alpha), self._common_alphas()[name]
-        if not {"lora_down.weight", "lora_up.weight"} <= tensors.keys():
-            return tensors  # none of ours: said when they are loaded
-        same_rank = LoRALayer.rank_of(tensors) == layer.rank
-        if same_rank and math.isclose(float(tensors["alpha"]), common, rel_tol=1e-6):
-            return _with_alpha(tensors, own)
-        return tensors
-
-    def _common_alphas(self) -> dict[str, float]:
-        """By layer, the alpha that most layers of its component have."""
-        counts: dict[str, Counter[float]] = {}
-        for name, layer in self._named_layers():
-            component, _ = split_component(self._paths[name])
-            counts.setdefault(component, Counter())[float(layer.alpha)] += 1
-        common = {component: count.most_common(1)[0][0] for component, count in counts.items()}
-        return {n: common[split_component(self._paths[n])[0]] for n, _ in self._named_layers()}
-
-
-def _with_alpha(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """The same change with another alpha: the rest of the scale goes into `up`."""
-    own = tensors["alpha"]
-    if float(own) == alpha:
-        return dict(tensors)
-    up = tensors["lora_up.weight"] * (float(own) / alpha)
-    return {**tensors, "lora_up.weight": up, "alpha": own.new_tensor(alpha)}

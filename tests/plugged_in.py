@@ -33,6 +33,20 @@ class Deterministic(Epsilon):
         return torch.full((batch_size,), 400, device=device)
 
 
+class Poisoned(Epsilon):
+    """Noise with a NaN in it, in the steps of POISONED if that is set."""
+
+    calls = 0
+
+    def sample_noise(self, clean: Tensor) -> Tensor:
+        noise = super().sample_noise(clean)
+        steps = os.environ.get("POISONED")
+        self.calls += 1
+        if steps is None or str(self.calls) in steps.split():
+            noise[0, 0, 0, 0] = torch.nan
+        return noise
+
+
 def noted_latents(
     *, directory: str, model: str, device: str | None = None, shard: str | None = None
 ) -> Counts:

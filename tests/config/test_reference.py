@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from modules import sections as schema
 from modules.component import argument_faults, resolve
+from modules.save_section import MetadataConfig
 from modules.schema import build_section
 from modules.sections import Config
 from modules.yaml_text import parse, parse_argument
@@ -29,6 +30,7 @@ SECTIONS = {
     "`ema`": schema.EmaConfig,
     "`train`": schema.TrainConfig,
     "`save`": schema.SaveConfig,
+    "`save.metadata`": MetadataConfig,
     "`sample`": schema.SampleConfig,
 }
 COMPONENTS = {
@@ -66,9 +68,10 @@ def tables(name):
 
 def sentences():
     """The docstring under each field, by class and field."""
-    tree = ast.parse((ROOT / "modules" / "sections.py").read_text(encoding="utf-8"))
+    files = [ROOT / "modules" / name for name in ("sections.py", "save_section.py")]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     found = {}
-    for section in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+    for section in [n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)]:
         for field, text in zip(section.body, section.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(text, ast.Expr), f"{section.name}.{field.target.id}: no docstring"
@@ -79,7 +82,8 @@ def sentences():
 def default_of(field):
     if field.default is not dataclasses.MISSING:
         return field.default
-    return field.default_factory()
+    default = field.default_factory()
+    return {} if dataclasses.is_dataclass(default) else default  # it has a table of its own
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
@@ -148,7 +152,7 @@ def test_the_examples_are_right(name):
     text = (ROOT / "config" / name).read_text(encoding="utf-8")
     text = text.partition("```python")[0]  # behind it, parts of one's own: test_plugging_in.py
     examples = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(examples) == len(dataclasses.fields(Config)) + 1  # of them Mixture's
+    assert len(examples) == len(dataclasses.fields(Config)) + 2  # Mixture's, sample's prompts
     for example in examples:
         faults = Faults()
         values = parse(example)[0]

@@ -39,7 +39,6 @@ def test_class_images_add_their_weighted_loss_and_no_steps(write_config, class_d
         losses.append(with_prior.loss(part.batch).item())
     expected = losses[0] / group[0].images + 0.25 * losses[1] / group[1].images
     for trainer in (with_prior,):
-        trainer.step = 1
         loss = trainer.loss
 
         def seeded(batch, loss=loss):

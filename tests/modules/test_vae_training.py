@@ -103,7 +103,11 @@ def test_the_whole_vae_is_trained_and_the_latents_change(vae_config, model_direc
 def test_diffusers_pipelines_and_our_model_vae_load_it(vae_config, write_config, model_directory):
     trainer = train(vae_config(ema={"decay": 0.5}))
     saved = trainer.directory / "run"
-    assert sorted(path.name for path in saved.iterdir()) == ["config.json", WEIGHTS]
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "config.json",
+        WEIGHTS,
+        "sd_trainer.json",
+    ]
     vae = AutoencoderKL.from_pretrained(saved)
     assert vae.config.scaling_factor == 0.5
     trained = tensors(trainer.model.vae)
@@ -227,6 +231,9 @@ def test_checkpointing_computes_blocks_again(vae_config):
     assert len(calls) == 2
 
 
+STATE = ("weights.safetensors", "optimizer.pt", "progress.json", "manifest.json")
+
+
 def test_a_run_writes_its_folder(vae_config):
     trainer = train(vae_config(sample={"num_images": 3, "every_steps": 1}))
     written = {path.relative_to(trainer.directory).as_posix() for path in _files(trainer.directory)}
@@ -234,10 +241,15 @@ def test_a_run_writes_its_folder(vae_config):
         "config.yaml",
         "metrics.jsonl",
         "loss.png",
+        "manifest.jsonl",
         "before_after.png",
+        "finished.json",
+        *(f"state-step00000002/{name}" for name in STATE),
         "run/config.json",
+        "run/sd_trainer.json",
         f"run/{WEIGHTS}",
         *(f"samples/step0000000{step}.png" for step in range(3)),
+        *(f"samples/step00000000/0{number}.png" for number in range(3)),
     }
     records = trainer.metrics.read()
     assert [record["step"] for record in records if "psnr" in record] == [0, 1, 2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from diffusers import StableDiffusionPipeline
 from probes import outputs, perturb
 from safetensors import safe_open
 from torch import nn
@@ -80,32 +79,6 @@ def test_parameters_are_named_by_the_bases_layer():
     assert sum(len(group) for group in groups.values()) == len(list(network.parameters()))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"conv_rank": 3, "conv_alpha": 1.0}], ids=["lora", "locon"]
-)
-def test_diffusers_computes_the_same_from_our_file(tmp_path, model_directory, options):
-    from modules import models
-
-    model = models.load(str(model_directory))
-    plain = outputs(model)
-    network = LoRA(rank=4, alpha=2, targets=EVERYTHING, **options)
-    network.attach(model)
-    perturb(network)
-    path = tmp_path / "lora.safetensors"
-    network.save(path, dtype=torch.float32, metadata=network.describe(model))
-    ours = outputs(model)
-
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        model_directory, local_files_only=True, dtype=torch.float32
-    )
-    pipeline.load_lora_weights(path)
-    network.detach()
-    model.denoiser, model.text_encoders[0].module = pipeline.unet, pipeline.text_encoder
-    for mine, theirs, base in zip(ours, outputs(model), plain, strict=True):
-        assert (mine - base).abs().max() > 1e-2
-        assert torch.allclose(mine, theirs, atol=1e-5)
-
-
 def test_a_file_has_kohyas_keys_and_metadata(tmp_path):
     model = tiny.make_sd()
     network = LoRA(rank=4, alpha=2, conv_rank=3, targets=EVERYTHING)
@@ -129,23 +102,13 @@ def test_a_file_has_kohyas_keys_and_metadata(tmp_path):
     assert metadata["ss_v2"] == "False"
 
 
-def test_a_file_for_other_layers_is_refused(tmp_path):
-    model = tiny.make_sd()
-    unet_only = LoRA(rank=4)
-    unet_only.attach(model)
+def test_a_file_that_is_none_is_refused(tmp_path):
+    network = LoRA(rank=4)
+    network.attach(tiny.make_sd())
     path = tmp_path / "lora.safetensors"
-    unet_only.save(path, dtype=torch.float32, metadata={})
-    both = LoRA(rank=4, targets=EVERYTHING)
-    both.attach(model)
-    with pytest.raises(ValueError, match=r"has no tensors for 12 of \d+ layers, first lora_te_"):
-        both.load(path)
-    part = LoRA(rank=4, targets=("unet.up_blocks",))
-    part.attach(model)
-    with pytest.raises(ValueError, match="belongs to no layer of this network"):
-        part.load(path)
     path.write_bytes(b"not a safetensors file")
     with pytest.raises(ValueError, match=r"cannot be read as \.safetensors"):
-        part.load(path)
+        network.load(path)
 
 
 def test_two_adapters_on_one_layer_add_up():
