@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modules.buckets import BucketBatchSampler
 from modules.caption_lengths import describe_truncated
@@ -15,8 +15,8 @@ from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.errors import explained
 from modules.files import write_atomically
 from modules.hardware import warn_of_cpu_build
+from modules.held_out import HeldOut
 from modules.idle_settings import idle_settings
-from modules.loading import Source, make_source
 from modules.parts import (
     NoSamples,
     NoSaves,
@@ -42,10 +42,11 @@ from modules.run_kinds import kind_of, with_sampler
 from modules.run_parts import RunParts, load_parts
 from modules.savers import BASE_ENDINGS, output_names
 from modules.schedule import Every, total_steps
-from modules.sections import DatasetConfig, PriorConfig
+from modules.sources import build_prior, build_source, make_batch_sampler
 from modules.state_keeper import StateKeeper
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
+from modules.validation_parts import build_validation, find_held_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,7 +79,9 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
         logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
         return None
     parts = load_parts(config, weights=False)
-    plan = _make_plan(config, parts, _batch_sampler(config, parts.dataset, rank=0, world_size=1))
+    held_out = find_held_out(config, parts)
+    batch_sampler = make_batch_sampler(config, held_out.buckets, rank=0, world_size=1)
+    plan = _make_plan(config, parts, batch_sampler, held_out)
     plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
     if cut := describe_truncated(parts.model, parts.dataset):
         logger.warning("%s", cut)
@@ -89,8 +92,11 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     train, is_main = config.train, accelerator.is_main_process
     prepare(config, accelerator)
     parts = load_parts(config, weights=True)
-    source = _source(config, config.dataset, parts.dataset, accelerator)
-    plan = _make_plan(config, parts, source.batch_sampler)
+    held_out = find_held_out(config, parts)
+    source = build_source(
+        config, config.dataset, parts.dataset, accelerator, buckets=held_out.buckets
+    )
+    plan = _make_plan(config, parts, source.batch_sampler, held_out)
     prepare_modules(
         parts.model,
         parts.networks,
@@ -113,7 +119,11 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         ),
     )
     identity = identify(
-        config, parts.dataset, steps=plan.max_train_steps, processes=accelerator.num_processes
+        config,
+        parts.dataset,
+        held_out=held_out.digest(),
+        steps=plan.max_train_steps,
+        processes=accelerator.num_processes,
     )
     if state is not None:
         check_identity(state, config, identity)
@@ -139,7 +149,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         groups=parts.groups,
         objective=parts.objective,
         source=source,
-        prior=_prior(config, parts.prior, accelerator),
+        prior=build_prior(config, parts.prior, accelerator),
         average=build_average(config.ema, parts.groups),
         stop_text_encoders_after=train.stop_text_encoders_after,
         optimizer=optimizer,
@@ -147,6 +157,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         accelerator=accelerator,
         saver=saver if is_main else NoSaves(),
         keeper=_keeper(config, directory, accelerator),
+        validation=build_validation(config, held_out, parts.objective, writes=is_main),
         identity=identity,
         sampler=parts.sampler if is_main else NoSamples(),
         max_train_steps=plan.max_train_steps,
@@ -157,11 +168,19 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         log_every=train.log_every,
         seed=train.seed,
     )
-    if hasattr(trainer.saver, "state_dict"):
-        trainer.stateful["saver"] = trainer.saver
+    for name, part in (("saver", trainer.saver), ("validation", trainer.validation)):
+        if hasattr(part, "state_dict"):
+            trainer.stateful[name] = part
     if state is not None:
         explained("train.resume", lambda: go_on(trainer, state))
     return trainer
+
+
+def _versions(config: Config) -> list[str]:
+    """What is added to the names of what is written, but for saves on the way."""
+    versions = ["", "-ema"] if config.ema and config.ema.save == "beside" else [""]
+    keeps_best = config.validation is not None and config.validation.keep_best
+    return versions + ([f"{version}-best" for version in versions] if keeps_best else [])
 
 
 def _keeper(config: Config, directory: Path, accelerator: Accelerator) -> StateKeeper:
@@ -176,46 +195,9 @@ def _keeper(config: Config, directory: Path, accelerator: Accelerator) -> StateK
     )
 
 
-def _batch_sampler(
-    config: Config, dataset: Any, *, rank: int, world_size: int
-) -> BucketBatchSampler:
-    return BucketBatchSampler(
-        dataset.buckets,
-        batch_size=config.train.batch_size // config.train.minibatch_repeat,
-        shuffle=config.dataset.shuffle,
-        seed=config.train.seed,
-        rank=rank,
-        world_size=world_size,
-    )
-
-
-def _source(
-    config: Config,
-    section: DatasetConfig | PriorConfig,
-    dataset: Any,
-    accelerator: Accelerator,
-    *,
-    weight: float = 1.0,
-) -> Source:
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    return make_source(
-        dataset,
-        _batch_sampler(config, dataset, rank=rank, world_size=world_size),
-        weight=weight,
-        repeats=config.train.minibatch_repeat,
-        num_workers=section.num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-
-def _prior(config: Config, dataset: Any | None, accelerator: Accelerator) -> Source | None:
-    section = config.prior
-    if section is None:
-        return None
-    return _source(config, section, dataset, accelerator, weight=section.loss_weight)
-
-
-def _make_plan(config: Config, parts: RunParts, batch_sampler: BucketBatchSampler) -> Plan:
+def _make_plan(
+    config: Config, parts: RunParts, batch_sampler: BucketBatchSampler, held_out: HeldOut
+) -> Plan:
     train = config.train
     steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
     return Plan(
@@ -223,6 +205,7 @@ def _make_plan(config: Config, parts: RunParts, batch_sampler: BucketBatchSample
         groups=parts.groups,
         dataset=parts.dataset,
         prior=parts.prior,
+        held_out=held_out.summary() if config.validation else None,
         batches=len(batch_sampler),
         batch_size=train.batch_size,
         minibatch_repeat=train.minibatch_repeat,
@@ -237,7 +220,7 @@ def _make_plan(config: Config, parts: RunParts, batch_sampler: BucketBatchSample
             str(config.save.name),
             {n: parts.networks[n] for n, section in config.networks.items() if section.train},
             trains_base=bool(parts.trained_base),
-            versions=["", "-ema"] if config.ema and config.ema.save == "beside" else [""],
+            versions=_versions(config),
             base_ending=BASE_ENDINGS[config.save.format],
         ),
     )

@@ -14,7 +14,7 @@ from modules.hints import nearest
 from modules.optimizer_class import optimizer_faults
 from modules.parts import build_sampler, build_saver, sampler_arguments, saver_arguments
 from modules.run_kinds import kind_of
-from modules.sections import Config, DatasetConfig, PriorConfig
+from modules.sections import Config, DatasetConfig, PriorConfig, ValidationConfig
 
 
 def check_components(config: Config) -> None:
@@ -29,6 +29,8 @@ def check_components(config: Config) -> None:
     faults += _dataset_faults("dataset", config.dataset)
     if config.prior is not None:
         faults += _dataset_faults("prior", config.prior)
+    if config.validation is not None and config.validation.split is None:
+        faults += _dataset_faults("validation", config.validation)
     for name, network in config.networks.items():
         faults += argument_faults(f"networks.{name}", network.module, network.args)
     objective = config.objective
@@ -57,7 +59,9 @@ def check_components(config: Config) -> None:
         raise ConfigError(f"{config.save.name}: the config asks for what can't be done:{listed}")
 
 
-def _dataset_faults(where: str, section: DatasetConfig | PriorConfig) -> list[str]:
+def _dataset_faults(
+    where: str, section: DatasetConfig | PriorConfig | ValidationConfig
+) -> list[str]:
     """Faults of a dataset's arguments, also of those that only its own class understands."""
     faults = argument_faults(where, section.module, section.args, supplied={"seed"})
     if not faults and hasattr(resolve(section.module), "find_faults"):

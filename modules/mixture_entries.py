@@ -8,7 +8,8 @@ from typing import Any
 
 from modules.component import accepts, argument_faults, build
 from modules.hints import nearest
-from modules.sections import DatasetConfig, NonNegative
+from modules.numbers import NonNegative
+from modules.sections import DatasetConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ class Plan:
     groups: list[ParameterGroup]
     dataset: Any
     prior: Any | None  # class images, if there are any
+    held_out: str | None  # images that are not trained on, if there are any
     batches: int
     batch_size: int
     minibatch_repeat: int
@@ -53,6 +54,8 @@ class Plan:
             lines += [f"data       {line}" for line in text]
         if self.prior is not None:
             lines.append(f"prior      {len(self.prior)} images of the class, a batch beside each")
+        if self.held_out is not None:
+            lines.append(f"held out   {self.held_out}")
         accumulation, repeats = self.gradient_accumulation_steps, self.minibatch_repeat
         lines.append(
             f"steps      {self.batches} batches of up to {self.batch_size} an epoch"

@@ -15,8 +15,8 @@ from modules.component import build
 from modules.errors import RunError
 from modules.losses import absolute_error, squared_error
 from modules.models.spaces import full_precision
+from modules.numbers import NonNegative
 from modules.objectives import masked_mean
-from modules.sections import NonNegative
 
 
 class Reconstruction:

@@ -7,13 +7,9 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import MISSING
 
-from modules.schema import Minimum, Within
-
-Count = Annotated[int, Minimum(1)]
-Natural = Annotated[int, Minimum(0)]
-NonNegative = Annotated[float, Minimum(0)]
-Fraction = Annotated[float, Within(0, 1)]
-Rate = NonNegative | dict[str, NonNegative]
+from modules.numbers import Count, Fraction, Natural, NonNegative, Rate
+from modules.schema import Within
+from modules.validation_section import ValidationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,5 +258,7 @@ class Config:
     """Where and when weights are written."""
     sample: SampleConfig | None = None
     """Validation images; without this section there are none."""
+    validation: ValidationConfig | None = None
+    """The loss of images that are not trained on; without this section none are held out."""
     loggers: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     """Where metrics go besides metrics.jsonl: `tensorboard:`, `wandb: {project: cats}`."""

@@ -95,6 +95,7 @@ def test_their_number():
         "several_networks.yaml",
         "textual_inversion.yaml",
         "vae.yaml",
+        "validation.yaml",
         "zero_terminal_snr.yaml",
     ]
 

@@ -30,6 +30,7 @@ SECTIONS = {
     "`train`": schema.TrainConfig,
     "`save`": schema.SaveConfig,
     "`sample`": schema.SampleConfig,
+    "`validation`": schema.ValidationConfig,
 }
 COMPONENTS = {
     "`modules.dataset.LatentDataset`, `modules.dataset.ImageDataset`": (
@@ -66,9 +67,10 @@ def tables(name):
 
 def sentences():
     """The docstring under each field, by class and field."""
-    tree = ast.parse((ROOT / "modules" / "sections.py").read_text(encoding="utf-8"))
+    files = sorted((ROOT / "modules").glob("*section*.py"))
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     found = {}
-    for section in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+    for section in [n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)]:
         for field, text in zip(section.body, section.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(text, ast.Expr), f"{section.name}.{field.target.id}: no docstring"
