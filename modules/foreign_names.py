@@ -129,7 +129,10 @@ PLACES = {
     "color_jitter": "dataset.args.color_jitter",
     "betas": "optimizer.args.betas",
     "weight_decay": "optimizer.args.weight_decay",
-    # measuring held-out images, for which others have keys beside those of training
+}
+
+FOREIGN_PLACES = {
+    # whole keys: theirs stand beside those of training, ours in a section
     "validation_seed": "validation.seed",
     "validate_every_n_steps": "validation.every_steps",
     "validate_every_n_epochs": "validation.every_epochs",
