@@ -49,8 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except Interrupted as error:
-        if speaks:
-            print(error, file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from modules.buckets import BucketBatchSampler
 from modules.caption_lengths import describe_truncated
+from modules.checkpoint import read_progress
 from modules.component_checks import check_components
 from modules.config import Config, to_yaml
 from modules.engine import create_accelerator, prepare_modules, set_attention
@@ -109,6 +110,9 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
     optimizer = explained("optimizer", lambda: build_optimizer(config, parts.groups))
     saver = explained("save", lambda: build_saver(config))
+    if is_main and state is None:
+        needed, disk = first_save(parts.groups, config), Path(config.save.directory)
+        explained("", lambda: check_space(disk, needed=needed))
     directory = explained(
         "",
         lambda: share_run_folder(
@@ -127,8 +131,6 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     )
     if state is not None:
         check_identity(state, config, identity)
-    elif is_main:
-        explained("", lambda: check_space(directory, needed=first_save(parts.groups, config)))
     if is_main:
         plan.show(directory)
         settings = to_yaml(as_begun(config))
@@ -139,13 +141,14 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
             directory=directory,
             run_name=directory.name,
             settings=settings,
+            done=0 if state is None else read_progress(state)["step"],
         )
     trainer = kind_of(config).trainer(
         name=str(config.save.name),
         directory=directory,
         model=parts.model,
-        networks=parts.networks,
-        trained_base=parts.trained_base,
+        networks=dict(parts.networks),
+        trained_base=dict(parts.trained_base),
         groups=parts.groups,
         objective=parts.objective,
         source=source,

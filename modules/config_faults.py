@@ -87,7 +87,7 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
                     faults.fault(("sample", "extras", key), fault)
 
 
-def _prompts_problem(prompts: list[str] | str | None) -> str | None:
+def _prompts_problem(prompts: list[Any] | str | None) -> str | None:
     if prompts is None:
         return None
     if not prompts:

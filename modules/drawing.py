@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.sampler_names import SamplerName
+from modules.sampling_schedulers import make_sampling_scheduler, step_arguments
 from modules.token_merging import whole_tokens
 
 
@@ -24,25 +26,30 @@ def draw_images(
     seeds: Sequence[int],
     size: tuple[int, int],
     extras: Mapping[str, Tensor] | None = None,
-    negative_prompt: str = "",
+    negative_prompt: str | Sequence[str] = "",
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
+    sampler: SamplerName = "ddim",
     tome: bool = False,
     autocast: Any = contextlib.nullcontext,
 ) -> list[Image.Image]:
-    """Draw one image for each prompt with DDIM (Song et al. 2020, arXiv:2010.02502).
+    """Draw one image for each prompt.
 
-    `extras` holds what networks ask for, a row for each prompt. The starting noise comes from a CPU
+    `extras` holds what networks ask for, a row for each prompt. All noise comes from a CPU
     generator of each image's own seed, so that it does not depend on the device or on the other
     prompts; no other random state is touched.
+
+    Raises:
+        ValueError: the sampler can't draw by the model's schedule.
     """
     device = next(model.denoiser.parameters()).device
-    scheduler = make_sampling_scheduler(model.scheduler)
+    scheduler = make_sampling_scheduler(model.scheduler, sampler)
     scheduler.set_timesteps(num_inference_steps, device=device)
-    # Where the image of a step is clipped, the noise has to be the one that leads to it (Dhariwal &
-    # Nichol 2021, arXiv:2105.05233, do so too); SD's is not clipped.
-    clips = scheduler.config.thresholding or scheduler.config.clip_sample
-    latents = starting_noise(model, seeds, size).to(device) * scheduler.init_noise_sigma
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # looked up, it is the second where two timesteps are one
+    generators = make_generators(seeds)
+    latents = draw_noise(model, generators, size).to(device) * scheduler.init_noise_sigma
+    step = partial(scheduler.step, **step_arguments(scheduler, generators))
     guided = guidance_scale != 1.0
     batch = guided_batch(prompts, negative_prompt if guided else None, extras or {}, size=size).to(
         device
@@ -64,31 +71,25 @@ def draw_images(
             if guided:
                 negative, positive = prediction.chunk(2)
                 prediction = negative + guidance_scale * (positive - negative)
-            latents = scheduler.step(
-                prediction, timestep, latents, use_clipped_model_output=clips
-            ).prev_sample
+            latents = step(prediction, timestep, latents).prev_sample
     return model.decode(latents)
-
-
-def make_sampling_scheduler(scheduler: Any) -> DDIMScheduler:
-    """DDIM over a model's schedule; one that ends in noise alone is sampled from its very end."""
-    config = scheduler.config
-    changes = {"timestep_spacing": "trailing"} if config.get("rescale_betas_zero_snr") else {}
-    return DDIMScheduler.from_config(config, **changes)
 
 
 def guided_batch(
     prompts: Sequence[str],
-    negative_prompt: str | None,
+    negative_prompt: str | Sequence[str] | None,
     extras: Mapping[str, Tensor],
     *,
     size: tuple[int, int],
 ) -> Batch:
     """The batch of one denoiser call: negative prompts first, if there is guidance.
 
-    `size` (width, height) is that of the images, which count as neither scaled nor cropped.
+    There is one negative prompt for all, one for each, or None: no guidance. `size` (width, height)
+    is that of the images, which count as neither scaled nor cropped.
     """
-    negatives = [] if negative_prompt is None else [negative_prompt] * len(prompts)
+    if isinstance(negative_prompt, str):
+        negative_prompt = [negative_prompt] * len(prompts)
+    negatives = list(negative_prompt or ())
     captions = [*negatives, *prompts]
     if negatives:
         extras = {key: torch.cat([values, values]) for key, values in extras.items()}
@@ -102,9 +103,18 @@ def guided_batch(
 
 def starting_noise(model: Any, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
     """Noise of latents for images of `size` (width, height), (len(seeds), C, h, w)."""
+    return draw_noise(model, make_generators(seeds), size)
+
+
+def make_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One on the CPU for each image: it draws the image's starting noise first."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw_noise(model: Any, generators: Sequence[torch.Generator], size: tuple[int, int]) -> Tensor:
+    """Noise of latents, each image's from its own generator, (len(generators), C, h, w)."""
     width, height = (side // model.vae_scale_factor for side in size)
     shape = (1, model.latent_channels, height, width)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
 

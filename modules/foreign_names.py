@@ -97,6 +97,9 @@ FOREIGN_NAMES = {
     "cfg": "guidance_scale",
     "scale": "guidance_scale",
     "sample_steps": "num_inference_steps",
+    "sample_prompts": "prompts",
+    "sample_sampler": "sampler",
+    "noise_scheduler": "sampler",
 }
 
 PLACES = {

@@ -28,18 +28,21 @@ def make_sheet(
     """One cell for each label (a prompt), as many in a row as make the sheet about square.
 
     A cell shows one image of each column beside each other, `columns[c][n]`, the columns' titles
-    above them and the label below.
+    above them and the label below. Images of different cells may differ in size: rows are as high
+    and columns as wide as what stands in them.
     """
     cells = [
         make_cell([column[n] for column in columns], titles, label)
         for n, label in enumerate(labels)
     ]
     per_row = math.isqrt(len(cells) - 1) + 1
-    width, height = max(c.width for c in cells), max(c.height for c in cells)
-    rows = -(-len(cells) // per_row)
-    sheet = Image.new("RGB", (width * per_row, height * rows), "white")
+    rows = [cells[start : start + per_row] for start in range(0, len(cells), per_row)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    widths = [max(cell.width for cell in cells[column::per_row]) for column in range(per_row)]
+    sheet = Image.new("RGB", (sum(widths), sum(heights)), "white")
     for n, cell in enumerate(cells):
-        sheet.paste(cell, (n % per_row * width, n // per_row * height))
+        row, column = divmod(n, per_row)
+        sheet.paste(cell, (sum(widths[:column]), sum(heights[:row])))
     return sheet
 
 

@@ -29,27 +29,31 @@ def find_guides(
     files: Mapping[str, Sequence[str]],
     samples: Sequence[Sample],
     *,
-    size: Size,
-) -> dict[str, Tensor]:
-    """What is asked for under `keys`, stacked, one for each of `samples`.
+    sizes: Sequence[Size],
+    own_files: Sequence[Mapping[str, str]] | None = None,
+) -> list[dict[str, Tensor]]:
+    """What is asked for under `keys`, for the picture beside each of `samples`.
 
-    Images are scaled and cropped to `size` (width, height). Where there are no files of a key, it
-    is taken from the dataset's `samples`.
+    A picture's own file goes before those of `files`, and these before what the dataset's sample
+    has. Images are scaled and cropped to the picture's of `sizes` (width, height).
 
     Raises:
         ValueError: there are neither one file nor as many as prompts, or one can't be read.
     """
-    guides = {}
+    guides: list[dict[str, Tensor]] = [{} for _ in samples]
     for key in keys:
+        chosen: list[str | None] = [None] * len(samples)
         if key in files:
-            values = [_read(Path(file)) for file in _one_each(key, files[key], len(samples))]
-        else:
-            values = [side_inputs(sample, [key])[key] for sample in samples]
-        values = [fit(value, size) if _is_image(value) else value for value in values]
-        if any(value.shape != values[0].shape for value in values):
-            shapes = ", ".join(str(tuple(value.shape)) for value in values)
-            raise ValueError(f"extras.{key}: they differ in shape: {shapes}")
-        guides[key] = torch.stack(values)
+            chosen = list(_one_each(key, files[key], len(samples)))
+        shapes = []
+        for number, (sample, size) in enumerate(zip(samples, sizes, strict=True)):
+            file = own_files[number].get(key, chosen[number]) if own_files else chosen[number]
+            value = side_inputs(sample, [key])[key] if file is None else _read(Path(file))
+            shapes.append((3,) if _is_image(value) else tuple(value.shape))
+            guides[number][key] = fit(value, size) if _is_image(value) else value
+        if len(set(shapes)) > 1:
+            found = ", ".join(str(tuple(guide[key].shape)) for guide in guides)
+            raise ValueError(f"extras.{key}: they differ in shape: {found}")
     return guides
 
 
@@ -85,13 +89,14 @@ def fit(image: Tensor, size: Size) -> Tensor:
     return image[:, top : top + height, left : left + width]
 
 
-def pictures(guides: Mapping[str, Tensor]) -> dict[str, list[Image.Image]]:
-    """Those guides that are images, to be looked at."""
-    return {
-        key: [Image.fromarray(_to_bytes(value)) for value in values]
-        for key, values in guides.items()
-        if _is_image(values[0])
-    }
+def stack(guides: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The guides of pictures of one size as those of a batch, a row for each."""
+    return {key: torch.stack([guide[key] for guide in guides]) for key in guides[0]}
+
+
+def picture(guide: Tensor) -> Image.Image | None:
+    """A guide to be looked at, if it is an image."""
+    return Image.fromarray(_to_bytes(guide)) if _is_image(guide) else None
 
 
 def _one_each(key: str, files: Sequence[str], count: int) -> Sequence[str]:

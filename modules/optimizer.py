@@ -72,6 +72,12 @@ def make_groups(
     return list(groups.values())
 
 
+def trained_of(by_path: Mapping[str, Iterable[Parameter]]) -> dict[str, list[Parameter]]:
+    """What requires gradients of these parameters; paths without any are left out."""
+    found = {path: [p for p in group if p.requires_grad] for path, group in by_path.items()}
+    return {path: group for path, group in found.items() if group}
+
+
 def check_rates(rate: Rate, paths: Iterable[str], *, where: str) -> None:
     """Check that each name of a rate by module path is of something that takes it.
 

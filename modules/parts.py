@@ -20,6 +20,7 @@ from modules.optimizer import (
     check_rates,
     learning_rate_schedule,
     make_groups,
+    trained_of,
 )
 from modules.optimizer_class import make_optimizer, warn_of_low_rate
 from modules.protocols import Network, Run
@@ -120,7 +121,7 @@ def parameter_groups(
         section = config.networks[name]
         if not section.train:
             continue
-        own_paths, own = network.parameter_groups(), section.learning_rate
+        own_paths, own = trained_of(network.parameter_groups()), section.learning_rate
         own_where = where if own is None else f"networks.{name}.learning_rate"
         if own is None:
             sharing |= set(own_paths)

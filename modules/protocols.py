@@ -63,7 +63,10 @@ class Network(Protocol):
     def condition(self, inputs: DenoiserInputs, batch: Batch) -> DenoiserInputs: ...
 
     def parameter_groups(self) -> Mapping[str, Sequence[Parameter]]:
-        """Trainable parameters by where they work: "unet", "text_encoders.0", or a path in it."""
+        """Parameters by where they work: "unet", "text_encoders.0", or a path in it.
+
+        Trained are those that require gradients.
+        """
         ...
 
     def load(self, path: Path) -> None: ...

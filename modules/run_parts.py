@@ -73,7 +73,8 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
     for name, dataset in datasets.items():
         if hasattr(dataset, "check_text_cache"):
             explained(name, partial(dataset.check_text_cache, model, networks))
-    sampler = explained("sample", lambda: build_sampler(config))
+    objective = explained("objective", lambda: kind.build_objective(config, model))
+    sampler = explained("sample", lambda: build_sampler(config))  # of the objective's schedule
     if hasattr(sampler, "prepare"):
         dataset = datasets["dataset"]
         action = partial(sampler.prepare, model=model, networks=networks, dataset=dataset)
@@ -91,6 +92,6 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
         trained_base=trained_base,
         networks=networks,
         groups=groups,
-        objective=explained("objective", lambda: kind.build_objective(config, model)),
+        objective=objective,
         sampler=sampler,
     )

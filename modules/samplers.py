@@ -10,10 +10,15 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from modules.drawing import draw_images
 from modules.grids import make_sheet
-from modules.guides import find_guides, pictures, spread, whole_sample
+from modules.guides import find_guides, picture, spread, stack, whole_sample
+from modules.picture_batches import draw_pictures
+from modules.picture_plan import SharedSettings, control_files, plan_pictures
+from modules.picture_settings import PictureSettings, parameters_text, save_png
+from modules.prompt_options import SamplePrompt
 from modules.protocols import Run
+from modules.sample_prompts import read_prompts
+from modules.sampler_names import SamplerName
 from modules.schedule import Every
 
 logger = logging.getLogger(__name__)
@@ -22,11 +27,17 @@ logger = logging.getLogger(__name__)
 class GridSampler:
     """Draws every prompt at due steps: one grid each, and `before_after.png` at the end.
 
+    Each image is also a file by itself, `step00000100/00.png` beside the grid. Their PNG text says
+    how they were drawn, as AUTOMATIC1111's does.
+
     Args:
-        prompts: a list, or a text file with one prompt in each line (# begins a comment); None
-            takes the captions of `num_images` images of the dataset.
+        prompts: a list of prompts, each text, with options behind it as sd-scripts has them
+            (`a cat --n blurry --w 512 --ss euler`), or a mapping; or a file of such, .txt, .json
+            or .toml (`modules.sample_prompts`). None takes the captions of `num_images` images of
+            the dataset. What a prompt doesn't say of itself is as follows.
         extras: files for what networks ask for, and an inpainting model (`picture`, `inpaint`), one
             for each prompt or one for all; without them the dataset's images serve.
+        sampler: how an image is drawn, of `modules.sampler_names`.
         tome: merge tokens, if training does.
         width, height: pixels; multiples of what the model divides by; None is the size of the
             images that it was made for.
@@ -34,13 +45,13 @@ class GridSampler:
         seed: of the first prompt; the next has one more.
         every_epochs, every_steps: how often; the end of the run always gets a grid.
         at_start: draw one before training.
-        batch_size: images that are drawn at a time.
+        batch_size: images that are drawn at a time, if their settings allow.
     """
 
     def __init__(
         self,
         *,
-        prompts: list[str] | str | None = None,
+        prompts: list[str | dict[str, Any]] | str | None = None,
         num_images: int = 4,
         extras: Mapping[str, Sequence[str]] | None = None,
         negative_prompt: str = "",
@@ -48,6 +59,7 @@ class GridSampler:
         height: int | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 7.5,
+        sampler: SamplerName = "ddim",
         tome: bool = False,
         seed: int = 0,
         every_epochs: int | None = None,
@@ -55,21 +67,23 @@ class GridSampler:
         at_start: bool = True,
         batch_size: int = 4,
     ):
-        self.prompts = read_prompts(prompts) if isinstance(prompts, str) else list(prompts or ())
-        if not self.prompts and prompts is not None:
-            raise ValueError(f"prompts: {prompts} has no prompt in it")
+        self.prompts = read_prompts(prompts)
         self.num_images = num_images
         self.tome = tome
-        self.negative_prompt = negative_prompt
-        self._asked_size = width, height
-        self.size = (0, 0)  # width, height, once the model is known
-        self.num_inference_steps = num_inference_steps
-        self.guidance_scale = guidance_scale
-        self.seed = seed
+        self.shared = SharedSettings(
+            negative_prompt=negative_prompt,
+            width=width,
+            height=height,
+            seed=seed,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+        )
         self.at_start = at_start
         self.batch_size = batch_size
+        self.pictures: list[PictureSettings] = []  # of each prompt, once the model is known
         self._files = dict(extras or {})
-        self._guides: dict[str, Tensor] = {}
+        self._guides: list[dict[str, Tensor]] = []  # of each picture
         self._every = Every(steps=every_steps, epochs=every_epochs)
         self._before: list[Image.Image] | None = None
 
@@ -77,9 +91,8 @@ class GridSampler:
         """Take from the dataset what is not given, and check that all of it fits the model.
 
         Raises:
-            ValueError: the model can't draw images of this size, or there is no guide for one.
+            ValueError: the model can't draw images so, or there is no guide for one.
         """
-        self.size = model.image_size(*self._asked_size)
         asking = [model.side_channels, *networks.values()]
         asks = [list(getattr(one, "requires", ())) for one in asking]
         asked = list(dict.fromkeys(key for keys in asks for key in keys))
@@ -88,14 +101,23 @@ class GridSampler:
                 raise ValueError(f"extras.{key}: no network asks for {key!r}")
         indices = spread(len(self.prompts) or self.num_images, len(dataset))
         if not self.prompts:
-            self.prompts = [whole_caption(dataset, index) for index in indices]
-        indices = [indices[n % len(indices)] for n in range(len(self.prompts))]
-        samples = [whole_sample(dataset, n) for n in indices] if asked else []
-        samples = [model.side_channels.complete(sample) for sample in samples]
-        self._guides = find_guides(asked, self._files, samples, size=self.size)
+            self.prompts = [SamplePrompt(prompt=whole_caption(dataset, n)) for n in indices]
+        self.pictures = plan_pictures(self.prompts, self.shared, model=model, networks=networks)
+        own_files = control_files(self.prompts, networks)
+        self._guides = [{} for _ in self.prompts]
+        if asked:
+            indices = [indices[n % len(indices)] for n in range(len(self.prompts))]
+            samples = [whole_sample(dataset, n) for n in indices]
+            self._guides = find_guides(
+                asked,
+                self._files,
+                [model.side_channels.complete(sample) for sample in samples],
+                sizes=[picture.size for picture in self.pictures],
+                own_files=own_files,
+            )
         for one, keys in zip(asking, asks, strict=True):
             if keys and hasattr(one, "check_extras"):
-                one.check_extras({key: self._guides[key][0] for key in keys})
+                one.check_extras({key: self._guides[0][key] for key in keys})
 
     def sample_if_due(self, run: Run, *, last: bool) -> None:
         """Draw and write the grid of this step, if one is due."""
@@ -103,52 +125,53 @@ class GridSampler:
         if not (last or due or (run.step == 0 and self.at_start)):
             return
         images = self.draw(run)
-        folder = run.directory / "samples"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step{run.step:08d}.png"
-        guides = pictures(run.model.side_channels.shown(self._guides))
+        prompts = [picture.prompt for picture in self.pictures]
+        texts = [parameters_text(picture, further=origin(run)) for picture in self.pictures]
+        path = run.directory / "samples" / f"step{run.step:08d}.png"
+        for number, (image, text) in enumerate(zip(images, texts, strict=True)):
+            save_png(image, path.with_suffix("") / f"{number:02d}.png", parameters=text)
+        guides = self._shown_guides(run.model)
         titles = [*guides, ""] if guides else [""]
-        make_sheet([*guides.values(), images], titles, self.prompts).save(path)
-        run.log_images("samples", images, self.prompts)
+        sheet = make_sheet([*guides.values(), images], titles, prompts)
+        save_png(sheet, path, parameters="\n\n".join(texts))
+        run.log_images("samples", images, prompts)
         if run.step == 0:
             self._before = images
         if last and self._before:
             path = run.directory / "before_after.png"
             columns = [*guides.values(), self._before, images]
-            make_sheet(columns, [*guides, "before", "after"], self.prompts).save(path)
+            sheet = make_sheet(columns, [*guides, "before", "after"], prompts)
+            save_png(sheet, path, parameters="\n\n".join(texts))
         logger.info("images: %s", path)
 
     def draw(self, run: Run) -> list[Image.Image]:
         """Pictures of all prompts by the model as it is now."""
-        images: list[Image.Image] = []
-        for start in range(0, len(self.prompts), self.batch_size):
-            chosen = slice(start, start + self.batch_size)
-            prompts = self.prompts[chosen]
-            seeds = [self.seed + start + n for n in range(len(prompts))]
-            with run.sampled_weights():
-                images += draw_images(
-                    run.model,
-                    list(run.networks.values()),
-                    prompts=prompts,
-                    negative_prompt=self.negative_prompt,
-                    extras={key: guides[chosen] for key, guides in self._guides.items()},
-                    seeds=seeds,
-                    size=self.size,
-                    num_inference_steps=self.num_inference_steps,
-                    guidance_scale=self.guidance_scale,
-                    tome=self.tome,
-                    autocast=run.autocast,
-                )
-        return images
+        return draw_pictures(
+            run, self.pictures, self._guides, batch_size=self.batch_size, tome=self.tome
+        )
+
+    def _shown_guides(self, model: Any) -> dict[str, list[Image.Image]]:
+        """Columns of the guides that are images, as they are to be looked at."""
+        columns: dict[str, list[Image.Image]] = {}
+        for guides in filter(None, self._guides):
+            for key, (guide,) in model.side_channels.shown(stack([guides])).items():
+                image = picture(guide)
+                if image is not None:
+                    columns.setdefault(key, []).append(image)
+        return columns
 
 
-def read_prompts(path: str) -> list[str]:
-    """The lines of a text file, without empty ones and comments."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompts: {path} cannot be read as UTF-8 text ({error})") from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+def origin(run: Run) -> dict[str, Any]:
+    """Of which model a picture is, for its file's text."""
+    model, path = run.model, Path(run.model.path)
+    own_skip = type(model).clip_skip
+    name = path.stem if path.suffix in (".safetensors", ".ckpt") else path.name
+    return {
+        **({"Clip skip": model.clip_skip} if model.clip_skip != own_skip else {}),
+        "Model": run.name if run.trained_base else name,
+        "Run": run.name,
+        "Training step": run.step,
+    }
 
 
 def whole_caption(dataset: Any, index: int) -> str:

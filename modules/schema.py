@@ -144,7 +144,7 @@ def _one_of_several(value: Any, hints: tuple, faults: FaultList, path: tuple[str
     fitting.sort(key=lambda hint: type(value) is not hint)  # 3 stays 3 where float | int is wanted
     if len(hints) == 1 or len(fitting) == 1:
         return convert(value, (fitting or hints)[0], faults, path)
-    for hint in fitting:
+    for hint in fitting or hints:  # 5 is no text, but can be written as one
         trial = _Trial()
         converted = convert(value, hint, trial, path)
         if not trial.failed:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import MISSING
 
 from modules.numbers import Count, Fraction, Natural, NonNegative, Rate
+from modules.sampler_names import SamplerName
 from modules.schema import Within
 from modules.validation_section import ValidationConfig
 
@@ -195,9 +196,9 @@ class SaveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    prompts: list[str] | str | None = None
-    """Prompts of the validation images: a list, or a text file with one in each line; null takes
-    captions of the dataset."""
+    prompts: list[str | dict[str, Any]] | str | None = None
+    """Prompts of the validation images: a list, or a .txt file with one in each line, .json or
+    .toml, each with settings of its own if you like; null takes captions of the dataset."""
     num_images: Count = 4
     """How many captions of the dataset are taken, or images where the VAE is trained."""
     extras: dict[str, list[str]] = field(default_factory=dict)
@@ -213,6 +214,8 @@ class SampleConfig:
     """Denoising steps of an image."""
     guidance_scale: NonNegative = 7.5
     """Classifier-free guidance; 1 switches it off."""
+    sampler: SamplerName = "ddim"
+    """How an image is drawn."""
     tome: bool = False
     """Merge tokens as `train.tome_ratio` says; false draws with all of them."""
     seed: Natural = 0

@@ -61,6 +61,9 @@ class StateKeeper:
         asked = self.requests.saves or self.requests.stops
         if asked or (self._is_regular and (due or overdue)):
             self.keep(run)
+        if self.requests.stops and not last and self._writes:
+            # Said here: a launcher kills all processes as soon as one has ended.
+            logger.warning("%s", self._farewell(run))
         if self.requests.saves:
             self.requests.answered()
 
@@ -75,7 +78,7 @@ class StateKeeper:
         path = state_path(self._directory, run.step)
         try:
             state.save(path)
-        except OSError as error:
+        except Exception as error:  # the disk's, or an optimizer's with what can't be written
             logger.warning("%s: can't be written (%s); the state before it stays", path, error)
             return False
         self._kept = run.step
@@ -102,16 +105,16 @@ class StateKeeper:
                 logger.warning("step %d is kept; go on with: %s", run.step, self.command())
             raise
         if run.step < run.max_train_steps:
-            what = "is kept" if self._kept == run.step else "could not be kept"
-            raise Interrupted(
-                f"stopped: step {run.step} {what}; go on with: {self.command()}",
-                signal=self.requests.signal,
-            )
+            raise Interrupted(self._farewell(run), signal=self.requests.signal)
 
     def finish(self, step: int) -> None:
         """Note in the run's folder that nothing is left to do."""
         if self._writes:
             write_atomically(self._directory / FINISHED, f'{{"steps": {step}}}\n')
+
+    def _farewell(self, run: Trainer) -> str:
+        what = "is kept" if self._kept == run.step else "could not be kept"
+        return f"stopped: step {run.step} {what}; go on with: {self.command()}"
 
     def command(self) -> str:
         """What a person types to go on."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from modules.files import write_atomically
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -22,10 +25,12 @@ def start_trackers(
     directory: Path,
     run_name: str,
     settings: str,
+    done: int = 0,
 ) -> None:
     """Start every logger of the config; settings are the resolved YAML, kept as text.
 
-    Loggers are given as `name: {arguments of its init}`; `wandb` also takes `project`.
+    Loggers are given as `name: {arguments of its init}`; `wandb` also takes `project`. A run that
+    goes on after `done` steps goes on in the same curves.
     """
     if not loggers or not accelerator.is_main_process:
         return
@@ -36,7 +41,10 @@ def start_trackers(
         tracker_class = LOGGER_TYPE_TO_CLASS[name]
         project = arguments.pop("project", "sd-trainer")
         if name == "wandb":
-            arguments = {"name": run_name, "dir": str(directory), **arguments}
+            same = {"id": _run_id(directory), "resume": "allow"}
+            arguments = {"name": run_name, "dir": str(directory), **same, **arguments}
+        elif name == "tensorboard" and done:
+            arguments = {"purge_step": done + 1, **arguments}  # what was logged after the state
         try:
             tracker = _start(tracker_class, name, project, directory, arguments)
             tracker.store_init_configuration({"config": settings})
@@ -47,21 +55,36 @@ def start_trackers(
         accelerator.trackers.append(tracker)
 
 
+def _run_id(directory: Path) -> str:
+    """What wandb calls the run of a folder, from its beginning on."""
+    file = directory / "wandb_id"
+    if not file.is_file():
+        write_atomically(file, secrets.token_hex(4) + "\n")
+    return file.read_text(encoding="utf-8").strip()
+
+
 def show_images(
     tracker: Any, key: str, images: Sequence[Image], captions: Sequence[str], *, step: int
 ) -> None:
-    """Log pictures to one tracker, with their captions where it shows any."""
-    if tracker.name == "wandb":
-        import wandb
+    """Log pictures to one tracker, with their captions where it shows any.
 
-        pairs = zip(images, captions, strict=True)
-        pictures = [wandb.Image(image, caption=caption) for image, caption in pairs]
-        tracker.log({key: pictures}, step=step)
-    elif tracker.name == "tensorboard":
-        import numpy as np
+    Trackers want those of one key in one size: of several, each has a key with the size in it.
+    """
+    by_size: dict[tuple[int, int], list[tuple[Image, str]]] = {}
+    for image, caption in zip(images, captions, strict=True):
+        by_size.setdefault(image.size, []).append((image, caption))
+    for (width, height), pairs in by_size.items():
+        name = key if len(by_size) == 1 else f"{key}/{width}x{height}"
+        if tracker.name == "wandb":
+            import wandb
 
-        stacked = np.stack([np.asarray(image) for image in images])  # (N, H, W, 3)
-        tracker.log_images({key: stacked}, step=step, dataformats="NHWC")
+            pictures = [wandb.Image(image, caption=caption) for image, caption in pairs]
+            tracker.log({name: pictures}, step=step)
+        elif tracker.name == "tensorboard":
+            import numpy as np
+
+            stacked = np.stack([np.asarray(image) for image, _ in pairs])  # (N, H, W, 3)
+            tracker.log_images({name: stacked}, step=step, dataformats="NHWC")
 
 
 def _start(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,87 +41,64 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Trainer:
     """Trains what requires gradients of a model and its networks.
 
     Everything that is given is ready: networks attached, parameters frozen or not, modules on
     their device. `prior` has images of a class beside those of `source` (Ruiz et al. 2022,
-    arXiv:2208.12242); `versions` says which weights are saved, by what is put behind their name.
+    arXiv:2208.12242); `identity` is what tells the run from others, kept with its state.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        directory: Path,
-        model: DiffusionModel,
-        networks: Mapping[str, Network],
-        trained_base: Mapping[str, nn.Parameter],
-        groups: Sequence[ParameterGroup],
-        objective: Objective,
-        source: Source,
-        optimizer: Any,
-        lr_scheduler: Any,
-        accelerator: Accelerator,
-        saver: Saver,
-        sampler: Sampler,
-        max_train_steps: int,
-        steps_per_epoch: int,
-        prior: Source | None = None,
-        average: MovingAverage | None = None,
-        stop_text_encoders_after: int | None = None,
-        gradient_accumulation_steps: int = 1,
-        max_grad_norm: float = 1.0,
-        max_nonfinite_steps: int = 20,
-        log_every: int = 10,
-        seed: int = 0,
-        keeper: StateKeeper,
-        validation: Validation | NoValidation | None = None,
-        identity: Mapping[str, Any] | None = None,
-    ):
-        self.name = name
-        self.directory = directory
-        self.model = model
-        self.networks = dict(networks)
-        self.trained_base = dict(trained_base)
-        self.groups = list(groups)
-        self.objective = objective
-        self.source = source
-        self.prior = prior
-        self.average = average
-        self.lr_scheduler = lr_scheduler
-        self.accelerator = accelerator
-        self.saver = saver
-        self.sampler = sampler
-        self.max_train_steps = max_train_steps
-        self.steps_per_epoch = steps_per_epoch
-        self.gradient_accumulation_steps = gradient_accumulation_steps
-        self.max_grad_norm = max_grad_norm
-        self.seed = seed
-        self.keeper = keeper
-        self.validation = validation or NoValidation()
-        self.identity = dict(identity or {})
-        self.stateful: dict[str, Any] = {}  # by name, what else a state holds of a run
+    name: str
+    directory: Path
+    model: DiffusionModel
+    networks: dict[str, Network]
+    trained_base: dict[str, nn.Parameter]
+    groups: Sequence[ParameterGroup]
+    objective: Objective
+    source: Source
+    optimizer: Any
+    lr_scheduler: Any
+    accelerator: Accelerator
+    saver: Saver
+    sampler: Sampler
+    keeper: StateKeeper
+    max_train_steps: int
+    steps_per_epoch: int
+    prior: Source | None = None
+    average: MovingAverage | None = None
+    stop_text_encoders_after: int | None = None
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float = 1.0
+    max_nonfinite_steps: int = 20
+    log_every: int = 10
+    seed: int = 0
+    validation: Validation | NoValidation = field(default_factory=NoValidation)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        networks, accelerator = self.networks.values(), self.accelerator
         self.step = 0  # finished ones
         self.is_between_steps = True
         self.last_group: Group = []
-        self.metrics = Metrics(directory)
-        self.step_log = StepLog(self.metrics, accelerator, self.groups, every=log_every)
+        self.stateful: dict[str, Any] = {}  # by name, what else a state holds of a run
+        self.metrics = Metrics(self.directory)
+        self.step_log = StepLog(self.metrics, accelerator, self.groups, every=self.log_every)
         self.text_stop = TextStop(
-            model,
-            text_parameters(trained_base, self.networks.values()),
-            after=stop_text_encoders_after,
+            self.model,
+            text_parameters(self.trained_base, networks),
+            after=self.stop_text_encoders_after,
             alone=accelerator.num_processes == 1,
         )
         self._parameters = [p for group in self.groups for p in group.parameters]
-        self._after_step = [n.after_step for n in networks.values() if hasattr(n, "after_step")]
-        self._rates: list[float] = lr_scheduler.get_last_lr()
-        self.settings = settings_of(optimizer)
+        self._after_step = [n.after_step for n in networks if hasattr(n, "after_step")]
+        self._rates: list[float] = self.lr_scheduler.get_last_lr()
+        self.settings = settings_of(self.optimizer)
         self._loss, self.optimizer = accelerator.prepare(
-            LossModule(self.loss, [*model.components().values(), *self.networks.values()]),
-            optimizer,
+            LossModule(self.loss, [*self.model.components().values(), *networks]), self.optimizer
         )
-        self.guard = StepGuard(self.optimizer, accelerator, most=max_nonfinite_steps)
+        self.guard = StepGuard(self.optimizer, accelerator, most=self.max_nonfinite_steps)
 
     @classmethod
     def from_config(cls, config: Config, *, check: bool = False) -> Trainer | None:

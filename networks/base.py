@@ -6,22 +6,25 @@ layer's output, and the base model's own weights and state dict stay as they are
 
 # Annotations are evaluated here: a subclass in another file has them in its signature.
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
-from networks.description import describe, warn_of_differences
-from networks.dora import AXES, Axis, decompose, decomposed_addition, take_over, weight_change
+from networks.description import describe
+from networks.dora import AXES, Axis, decompose, weight_change
 from networks.dropout import Dropout
-from networks.files import read_layers, write_layers
+from networks.files import write_layers
+from networks.hooks import adding
 from networks.keys import kohya_name
-from networks.layer import AdapterLayer, dynamic_rank, is_spatial, plain_addition
+from networks.layer import AdapterLayer, dynamic_rank, is_spatial
+from networks.matching import layers_for, module_at
 from networks.ranks import Rank, Ranks, check_blocks, check_patterns, ranks_at
+from networks.resuming import note_differences, restore
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -74,6 +77,7 @@ class Adapter(nn.Module):
             for pattern, block in (self.blocks or {}).items()
         }
         self._paths: dict[str, str] = {}  # name in files -> module path in the base
+        self._beside: dict[str, str] = {}  # the same of layers that a file has beside the targets
         self._base: dict[str, Any] = {}
         self._hooks: list[Any] = []
         self._check()
@@ -93,6 +97,8 @@ class Adapter(nn.Module):
             if name not in self.layers:
                 with base.weight.device:
                     self.layers[name] = self._make_layer(path, base)
+        self._base |= {name: module_at(model, path) for name, path in self._beside.items()}
+        self._model = model
         self._hook_up()
 
     def detach(self) -> None:
@@ -114,10 +120,18 @@ class Adapter(nn.Module):
         """Return the inputs as they are: an adapter works inside of the layers."""
         return inputs
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Train the targets, or nothing; what a file has beside them is only applied."""
+        super().requires_grad_(requires_grad)
+        for name in self._beside:
+            self.layers[name].requires_grad_(False)
+        return self
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Every parameter by the path of the base's layer and its own name behind that."""
+        paths = {**self._paths, **self._beside}
         return {
-            f"{self._paths[name]}.{own}": [parameter]
+            f"{paths[name]}.{own}": [parameter]
             for name, layer in self._named_layers()
             for own, parameter in layer.named_parameters()
         }
@@ -140,24 +154,31 @@ class Adapter(nn.Module):
         write_layers(path, self._as_written(), dtype=dtype, metadata=metadata)
 
     def load(self, path: Path) -> None:
-        """Take over the layers of a file; rank, alpha and magnitudes of each are read from it.
+        """Take over an adapter of whatever program; the file decides.
+
+        Rank, alpha and magnitudes of each layer are read from it. Layers beside the targets are
+        applied and saved again, but not trained; targets without a layer in it begin as new ones.
 
         Raises:
-            ValueError: the file is no such adapter, or is for other layers than the targets.
+            ValueError: the file is no such adapter, or is for another model.
         """
-        configured = dict(self._named_layers())
-        for name, tensors in read_layers(path, list(self.layers)).items():
-            try:
-                layer = self._read_layer(name, tensors)
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise ValueError(
-                    f"{path}: {name} is no {type(self).__name__} of this layer: {error}"
-                ) from error
-            self.layers[name] = layer
-        warn_of_differences(path, configured, dict(self._named_layers()))
-        for name, layer in self._named_layers():
-            layer.to(self._base[name].weight.device)  # last: without weights it is `meta`
+        found = layers_for(self._model, path)
+        tensors = {name: layer.tensors for name, layer in found.items()}
+        read = {
+            name: restore(self, found[name].base, own, where=f"{path}: {name}")
+            for name, own in self._as_configured(tensors).items()
+        }
+        targets = {n: layer for n, layer in self._named_layers() if n in self._paths}
+        note_differences(path, targets, read)
         self.detach()
+        self.layers = nn.ModuleDict({**targets, **read})
+        self._beside = {name: found[name].path for name in read if name not in targets}
+        self._base = {name: self._base[name] for name in targets}
+        self._base |= {name: each.base for name, each in found.items()}
+        for name, layer in self._named_layers():
+            layer.dropouts = Dropout() if name in self._beside else self._dropouts()
+            layer.requires_grad_(name not in self._beside)
+            layer.to(self._base[name].weight.device)  # last: without weights it is `meta`
         self._hook_up()
 
     def describe(self, model: Any) -> dict[str, str]:
@@ -186,9 +207,11 @@ class Adapter(nn.Module):
         """The tensors of a file by layer."""
         return {name: layer.state_dict() for name, layer in self._named_layers()}
 
-    def _as_configured(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a file as the layer is to hold them."""
-        return tensors
+    def _as_configured(
+        self, layers: Mapping[str, Mapping[str, Tensor]]
+    ) -> Mapping[str, Mapping[str, Tensor]]:
+        """The tensors of a file as the layers are to hold them."""
+        return layers
 
     def _make_layer(self, path: str, base: nn.Module) -> AdapterLayer:
         dynamic = self.dynamic_factor * dynamic_rank(base)
@@ -204,37 +227,13 @@ class Adapter(nn.Module):
             decompose(layer, base.weight, self.dora)
         return layer
 
-    def _read_layer(self, name: str, tensors: Mapping[str, Tensor]) -> AdapterLayer:
-        base = self._base[name]
-        if "alpha" not in tensors:  # readers take a scale of 1
-            rank = self.layer_class.rank_of(tensors)
-            tensors = {**tensors, "alpha": torch.tensor(float(rank))}
-        floats = self._as_configured(name, {key: t.float() for key, t in tensors.items()})
-        layer = self.layer_class.from_shapes(base, floats)
-        layer.dropouts = self._dropouts()
-        if "dora_scale" in floats:
-            take_over(layer, floats["dora_scale"], base.weight)
-        layer.load_state_dict(floats)
-        return layer
-
     def _named_layers(self) -> list[tuple[str, AdapterLayer]]:
         return [(n, layer) for n, layer in self.layers.items() if isinstance(layer, AdapterLayer)]
 
     def _hook_up(self) -> None:
-        self._hooks += [b.register_forward_hook(self._hook(n)) for n, b in self._base.items()]
-
-    def _hook(self, name: str) -> Callable[..., Tensor]:
-        layer: Any = self.layers[name]
-        addition = plain_addition if layer.dora_scale is None else decomposed_addition
-
-        def add(base: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            added = addition(layer, base, args[0], output)
-            strength = self.multiplier * layer.strength()
-            if strength != 1.0:
-                added = added * strength
-            return output + added.to(output.dtype)
-
-        return add
+        for name, layer in self._named_layers():
+            hook = adding(layer, lambda: self.multiplier)
+            self._hooks.append(self._base[name].register_forward_hook(hook))
 
     def _check(self) -> None:
         """Check the arguments, as far as that can be done without a model."""

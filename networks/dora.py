@@ -25,12 +25,16 @@ def decompose(layer: AdapterLayer, weight: Tensor, axis: Axis) -> None:
     layer.dora_axis = axis
 
 
-def take_over(layer: AdapterLayer, dora_scale: Tensor, weight: Tensor) -> None:
-    """Give a layer the magnitudes of a file; their shape tells the axis.
+def take_over(layer: AdapterLayer, dora_scale: Tensor, weight: Tensor) -> Tensor:
+    """Give a layer the magnitudes of a file, and return them; their shape tells the axis.
+
+    A vector is one of output channels.
 
     Raises:
         ValueError: it fits neither.
     """
+    if dora_scale.dim() == 1:
+        dora_scale = dora_scale.view(-1, *(1 for _ in weight.shape[1:]))
     fitting = [axis for axis in AXES if dora_scale.shape == _shape(weight, axis)]
     if not fitting:
         raise ValueError(
@@ -39,6 +43,7 @@ def take_over(layer: AdapterLayer, dora_scale: Tensor, weight: Tensor) -> None:
         )
     layer.dora_scale = nn.Parameter(dora_scale.clone())
     layer.dora_axis = fitting[0]
+    return dora_scale
 
 
 def magnitudes(weight: Tensor, axis: Axis) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 def write_layers(
@@ -29,48 +33,26 @@ def write_layers(
     _write(path, {key: {**exact, **rest}[key] for key in tensors}, metadata)
 
 
-def read_layers(path: Path, names: Collection[str]) -> dict[str, dict[str, Tensor]]:
-    """Tensors of a file by layer and by the rest of their key; `names` are the layers wanted.
-
-    Raises:
-        ValueError: the file can't be read, or holds other layers than those.
-    """
-    tensors = read_tensors(path)
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, rest = key.partition(".")
-        if name not in names:
-            known = next(iter(names), "none")
-            raise ValueError(
-                f"{path}: {key} belongs to no layer of this network (it has {known}, ...); "
-                "check its targets, conv_rank and the base model"
-            )
-        found.setdefault(name, {})[rest] = tensor
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise ValueError(
-            f"{path}: has no tensors for {len(missing)} of {len(names)} layers, "
-            f"first {missing[0]}; check the network's targets and conv_rank"
-        )
-    return found
-
-
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors or .pt file by name.
+    """Read the tensors of a .safetensors, .pt, .pth, .ckpt or .bin file by name.
 
     Raises:
         ValueError: the file can't be read.
     """
     if path.is_dir():
         raise ValueError(f"{path}: is a directory; name the file in it")
-    return _read_pickle(path) if path.suffix == ".pt" else _read_safetensors(path)
+    return _read_pickle(path) if path.suffix in _PICKLES else _read_safetensors(path)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read what a .safetensors file says of itself; a .pt file says nothing."""
-    if path.suffix == ".pt":
+    """Read what a .safetensors file says of itself; a pickled one says nothing.
+
+    Raises:
+        ValueError: the file can't be read.
+    """
+    if path.suffix in _PICKLES:
         return {}
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         return file.metadata() or {}
 
 
@@ -96,19 +78,26 @@ def _must_be_exact(key: str, tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            yield file
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read as .safetensors: {error}") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pt file, as the original sd-trainer wrote them."""
+    """The tensors of a .pt file, as the original sd-trainer and older programs wrote them."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle raises kinds of its own
         raise ValueError(f"{path}: is no .pt file of tensors ({type(error).__name__})") from error
     if not isinstance(tensors, dict):
         raise ValueError(f"{path}: holds no layers by name")
-    return tensors
+    inner = tensors.get("state_dict")
+    return inner if isinstance(inner, dict) else tensors

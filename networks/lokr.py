@@ -105,16 +105,17 @@ class LoKrLayer(AdapterLayer):
         for name in ("lokr_w1_a", "lokr_w2_a"):
             if name in tensors:
                 return tensors[name].shape[1]
+        if not {"lokr_w1", "lokr_w2"} <= tensors.keys():
+            raise KeyError("lokr_w1 and lokr_w2")
         return max(1, int(tensors["alpha"]))
 
     @classmethod
     def from_shapes(cls, base: nn.Module, tensors: Mapping[str, Tensor]) -> LoKrLayer:
         found = {name: tuple(tensors[name].shape) for name in _NAMES if name in tensors}
-        if not found:
-            raise KeyError("lokr_w1")
         rank, alpha = cls.rank_of(tensors), float(tensors["alpha"])
         with torch.device("meta"):
             layer = cls(base, rank=rank, alpha=alpha)
+            layer.scale = alpha / rank  # a layer of the usual factor may have been a whole one
             layer._make_factors(found)
             shape = layer.delta_weight().shape
         assert isinstance(base.weight, Tensor)

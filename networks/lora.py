@@ -107,26 +107,34 @@ class LoRA(Adapter):
         layers = super()._as_written()
         return {name: _with_alpha(tensors, alphas[name]) for name, tensors in layers.items()}
 
-    def _as_configured(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the alpha of the config again, where `_as_written` would take it out."""
-        layer = self.layers[name]
+    def _as_configured(
+        self, layers: Mapping[str, Mapping[str, Tensor]]
+    ) -> Mapping[str, Mapping[str, Tensor]]:
+        """With the alphas of the config again, where `_as_written` would take them out."""
+        common = self._common_alphas()
+        return {name: self._own_alpha(name, own, common) for name, own in layers.items()}
+
+    def _own_alpha(
+        self, name: str, tensors: Mapping[str, Tensor], common: Mapping[str, float]
+    ) -> Mapping[str, Tensor]:
+        layer = self.layers[name] if name in self._paths else None
+        if layer is None or not {"lora_down.weight", "lora_up.weight"} <= tensors.keys():
+            return tensors  # beside the targets, or none of ours: said when they are restored
         assert isinstance(layer, LoRALayer)
-        own, common = float(layer.alpha), self._common_alphas()[name]
-        if not {"lora_down.weight", "lora_up.weight"} <= tensors.keys():
-            return tensors  # none of ours: said when they are loaded
         same_rank = LoRALayer.rank_of(tensors) == layer.rank
-        if same_rank and math.isclose(float(tensors["alpha"]), common, rel_tol=1e-6):
-            return _with_alpha(tensors, own)
+        if same_rank and math.isclose(float(tensors["alpha"]), common[name], rel_tol=1e-6):
+            return _with_alpha(tensors, float(layer.alpha))
         return tensors
 
     def _common_alphas(self) -> dict[str, float]:
         """By layer, the alpha that most layers of its component have."""
+        paths = {**self._paths, **self._beside}
+        components = {name: split_component(paths[name])[0] for name, _ in self._named_layers()}
         counts: dict[str, Counter[float]] = {}
         for name, layer in self._named_layers():
-            component, _ = split_component(self._paths[name])
-            counts.setdefault(component, Counter())[float(layer.alpha)] += 1
+            counts.setdefault(components[name], Counter())[float(layer.alpha)] += 1
         common = {component: count.most_common(1)[0][0] for component, count in counts.items()}
-        return {n: common[split_component(self._paths[n])[0]] for n, _ in self._named_layers()}
+        return {name: common[component] for name, component in components.items()}
 
 
 def _with_alpha(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -134,5 +142,5 @@ def _with_alpha(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor
     own = tensors["alpha"]
     if float(own) == alpha:
         return dict(tensors)
-    up = tensors["lora_up.weight"] * (float(own) / alpha)
+    up = tensors["lora_up.weight"].float() * (float(own) / alpha)
     return {**tensors, "lora_up.weight": up, "alpha": own.new_tensor(alpha)}

@@ -27,6 +27,8 @@ class Kill:
     at_call: int | None = None  # the number of a call of one of POINTS, from 0 on
     behind: bool = False  # the call is made first
     file_size: int | None = None  # when a file grows beyond so many bytes
+    number: int = signal.SIGKILL  # of the signal that is sent after some seconds
+    only_rank: int | None = None  # of several processes
 
 
 def train(
@@ -101,8 +103,9 @@ def _run(
         # The system kills a process whose file grows beyond the limit, unless it is ignored.
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (kill.file_size, resource.RLIM_INFINITY))
-    if kill is not None and kill.after_seconds is not None:
-        timer = threading.Timer(kill.after_seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    hit = kill is not None and kill.only_rank in (None, int(environment.get("RANK", "0")))
+    if kill is not None and hit and kill.after_seconds is not None:
+        timer = threading.Timer(kill.after_seconds, os.kill, (os.getpid(), kill.number))
         timer.daemon = True
         timer.start()
     import main

@@ -182,3 +182,7 @@ class DiffusionModel(Model):
         """A module's path within its component as adapter files have it."""
         module = self.components()[component]
         return classic_name(module, path) if component.startswith("text_encoders") else path
+
+    def known_paths(self, component: str, path: str) -> Sequence[str]:
+        """All paths under which adapter files have a module of a component."""
+        return [self.classic_path(component, path), path]

@@ -61,6 +61,14 @@ def unet_module_name(path: str, config: Any) -> str:
     return compvis_name(path, layers_per_block=config.layers_per_block, has_attention=has_attention)
 
 
+def original_paths(path: str, config: Any) -> list[str]:
+    """The original name of a module of a UNet, if it has one: parts of later models don't."""
+    try:
+        return [unet_module_name(path, config)]
+    except (ValueError, KeyError):
+        return []
+
+
 def _place(
     side: str, block: int, kind: str, number: int, layers_per_block: int, has_attention: bool
 ) -> str:

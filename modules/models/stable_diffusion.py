@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from modules.models.base import DiffusionModel
+from modules.models.compvis import original_paths
 from modules.models.fit import check_latents, check_text_width, check_tokenizer
 from modules.models.prompts import read_states, skipped_layers
 from modules.models.text_encoder import TextEncoder
@@ -61,6 +62,10 @@ class StableDiffusion(DiffusionModel):
 
     def idle_paths(self) -> Sequence[str]:
         return skipped_layers(self, 0)
+
+    def known_paths(self, component: str, path: str) -> Sequence[str]:
+        original = original_paths(path, self.denoiser.config) if component == "unet" else []
+        return [*super().known_paths(component, path), *original]
 
     def base_version(self) -> dict[str, str]:
         second = self.denoiser.config.cross_attention_dim == 1024

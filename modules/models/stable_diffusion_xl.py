@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from modules.batch import Batch
 from modules.models.base import DiffusionModel
-from modules.models.compvis import unet_module_name
+from modules.models.compvis import original_paths, unet_module_name
 from modules.models.fit import check_latents, check_text_width, check_tokenizer
 from modules.models.prompts import read_states, skipped_layers
 from modules.models.text_encoder import TextEncoder
@@ -121,6 +121,11 @@ class StableDiffusionXL(DiffusionModel):
         if component != "unet":
             return super().classic_path(component, path)
         return unet_module_name(path, self.denoiser.config)
+
+    def known_paths(self, component: str, path: str) -> Sequence[str]:
+        if component != "unet":
+            return super().known_paths(component, path)
+        return [*original_paths(path, self.denoiser.config), path]
 
     def base_version(self) -> dict[str, str]:
         return {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"}

@@ -150,7 +150,7 @@ def test_the_examples_are_right(name):
     text = (ROOT / "config" / name).read_text(encoding="utf-8")
     text = text.partition("```python")[0]  # behind it, parts of one's own: test_plugging_in.py
     examples = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(examples) == len(dataclasses.fields(Config)) + 1  # of them Mixture's
+    assert len(examples) == len(dataclasses.fields(Config)) + 2  # Mixture's, sample's prompts
     for example in examples:
         faults = Faults()
         values = parse(example)[0]

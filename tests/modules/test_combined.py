@@ -14,6 +14,7 @@ from PIL import Image
 from modules.batch import Batch
 from modules.config import load
 from modules.errors import ConfigError, RunError
+from modules.guides import stack
 from modules.trainer import Trainer
 
 LORA = {"module": "networks.lora.LoRA", "args": {"rank": 2}}
@@ -185,7 +186,7 @@ def test_what_is_missing_in_the_dataset_is_named(write_config, guided_directory)
 def test_grids_show_the_guides_of_the_dataset(write_guided, guided_directory):
     sample = {**SAMPLE, "prompts": None, "num_images": 3}
     trainer = train(write_guided(networks=ALL, sample=sample))
-    assert trainer.sampler.prompts == ["a red cat", "a red cat", "a red cat"]
+    assert [picture.prompt for picture in trainer.sampler.pictures] == ["a red cat"] * 3
     with Image.open(trainer.directory / "samples" / "step00000002.png") as sheet:
         assert sheet.width >= 2 * 2 * 192  # two cells in a row, each with guide and picture
 
@@ -196,7 +197,7 @@ def test_grids_take_a_persons_own_guides(write_guided, guided_directory, tmp_pat
     extras = {"control": [str(tmp_path / "guide.png")], "pfg": [str(features)]}
     sample = {**SAMPLE, "prompts": ["a cat", "a dog"], "extras": extras}
     trainer = train(write_guided(networks=ALL, sample=sample))
-    guides = trainer.sampler._guides
+    guides = stack(trainer.sampler._guides)
     assert guides["control"].shape == (2, 3, 32, 32)
     assert torch.allclose(guides["control"][:, 0], torch.ones(()))
     assert not guides["control"][:, 1:].any()

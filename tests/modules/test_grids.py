@@ -35,6 +35,25 @@ def test_a_sheet_is_about_square():
     assert 0.7 < sheet.width / sheet.height < 1.4
 
 
+def test_cells_of_different_sizes_leave_no_holes():
+    sizes = [(256, 256), (512, 256), (256, 640), (256, 256)]
+    colors = ["red", "blue", "lime", "black"]
+    images = [Image.new("RGB", *each) for each in zip(sizes, colors, strict=True)]
+    sheet = make_sheet([images], [""], ["a"] * 4)
+    assert sheet.width < 256 + 512 + 6 * 8
+    assert sheet.height < 256 + 640 + 150
+    shown = colours(sheet)
+    assert [shown[(255, 0, 0)], shown[(0, 255, 0)]] == [256 * 256, 256 * 640]
+    assert shown[(0, 0, 255)] == 512 * 256
+    boxes = {}
+    for color, rgb in (("red", (255, 0, 0)), ("blue", (0, 0, 255)), ("lime", (0, 255, 0))):
+        mask = [pixel == rgb for pixel in sheet.getdata()]
+        first = mask.index(True)
+        boxes[color] = (first % sheet.width, first // sheet.width)
+    assert boxes["blue"][1] == boxes["red"][1]
+    assert boxes["lime"][0] == boxes["red"][0]
+
+
 def test_long_prompts_are_broken_and_cut():
     font = ImageFont.load_default(size=14)
     lines = wrap("a very long prompt " * 20, font, 200)

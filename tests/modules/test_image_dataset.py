@@ -19,7 +19,7 @@ from modules.buckets import BucketBatchSampler
 from modules.config import load
 from modules.dataset import ImageDataset, LatentDataset
 from modules.errors import ConfigError
-from modules.guides import fit
+from modules.guides import fit, stack
 from modules.images import open_image, to_tensor
 from modules.trainer import Trainer
 
@@ -221,7 +221,7 @@ def test_training_with_all_of_it(marked, write_config, tmp_path, family):
         assert torch.equal(conditions[:, 2:4], batch.crop_top_left)
         assert batch.crop_top_left.sum() > 0
     plain = ImageDataset(str(marked), **MARKED)[0]
-    guides = trainer.sampler._guides  # those of validation images stay as they are
+    guides = stack(trainer.sampler._guides)  # those of validation images stay as they are
     assert torch.equal(guides["control"][0], fit(plain.extras["control"], (32, 32)))
     before = [parameter.clone() for parameter in trainer.networks["lora"].parameters()]
     trainer.train()

@@ -208,8 +208,8 @@ def test_pictures_and_masks_of_files_are_drawn(assemble, material):
     sampler = assemble(networks=networks, sample=sample).sampler
     with Image.open(file) as image:
         expected = torch.tensor(list(image.getdata())).view(32, 32, 3).permute(2, 0, 1) / 255
-    torch.testing.assert_close(sampler._guides["picture"][1], expected)
-    assert sampler._guides["inpaint"].shape == (2, 3, 32, 32)
+    torch.testing.assert_close(sampler._guides[1]["picture"], expected)
+    assert [guides["inpaint"].shape for guides in sampler._guides] == [(3, 32, 32)] * 2
 
 
 def test_cached_latents_are_refused(assemble):

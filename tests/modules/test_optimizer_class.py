@@ -94,13 +94,13 @@ def test_a_failure_later_in_the_run_keeps_its_traceback(trainer_with):
     trainer = trainer_with("torch.optim.SGD")
 
     def fail(*_):
-        if trainer.step == 2:
+        if trainer.step == 1:  # in the second
             raise RuntimeError("a fault of the second step")
 
     trainer.optimizer.optimizer.register_step_pre_hook(fail)
     with pytest.raises(RuntimeError, match=r"^a fault of the second step$"):
         trainer.train()
-    assert trainer.step == 2
+    assert trainer.step == 1
 
 
 @pytest.fixture
@@ -138,3 +138,14 @@ def test_ones_own(trainer_with):
     )
     with pytest.raises(ConfigError, match=unknown):
         trainer_with("my_optimizer.Passing", {"amsgrat": True})
+
+
+def test_the_fused_form_of_torchs_optimizers_is_the_default(write_config):
+    def fused(*overrides: str) -> object:
+        trainer = Trainer.from_config(load(write_config(networks=LORA), *overrides))
+        return trainer.optimizer.param_groups[0].get("fused")
+
+    assert fused() is True
+    assert fused("optimizer.args={foreach: true}") is not True
+    assert fused("optimizer.args={fused: false}") is False
+    assert fused("optimizer.module=torch.optim.NAdam") is None  # has none

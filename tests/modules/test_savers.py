@@ -29,8 +29,9 @@ def train(path: Path, *overrides: str) -> Trainer:
 
 
 def names(trainer: Trainer) -> set[str]:
-    known = {"config.yaml", "metrics.jsonl", "loss.png"}
-    return {path.name for path in trainer.directory.iterdir()} - known
+    known = {"config.yaml", "metrics.jsonl", "loss.png", "finished.json"}
+    found = {path.name for path in trainer.directory.iterdir()} - known
+    return {name for name in found if not name.startswith("state-")}
 
 
 def test_saves_are_named_by_step_and_old_ones_are_dropped(write_config):
@@ -110,7 +111,7 @@ def test_a_save_that_fails_leaves_the_last_one(write_config, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(trainer.networks["lora"], "save", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match="No space left"):
         trainer.saver.save_if_due(trainer, last=True)
     assert path.read_bytes() == before
     assert names(trainer) == {"run.safetensors"}
@@ -125,7 +126,7 @@ def test_a_base_that_fails_to_save_leaves_the_last_one(write_config, monkeypatch
         raise OSError("No space left on device")
 
     monkeypatch.setattr(trainer.model, "save_pretrained", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match="No space left"):
         trainer.saver.save_if_due(trainer, last=True)
     assert (trainer.directory / "run" / "unet" / "config.json").is_file()
 
@@ -144,7 +145,7 @@ def test_a_saved_base_is_what_was_trained_and_loads(write_config):
 
 def test_nothing_is_due_without_an_interval():
     class Run:
-        step, steps_per_epoch = 10, 5
+        step, steps_per_epoch, asks_for_save = 10, 5, False
 
     WeightsSaver().save_if_due(Run(), last=False)  # would fail on Run's missing networks
 

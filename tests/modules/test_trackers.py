@@ -25,6 +25,20 @@ def test_tensorboard_gets_metrics_and_images(write_config):
     assert [event.step for event in events.Images("samples")] == [0, 2]
 
 
+def test_images_of_several_sizes_have_a_key_for_each(write_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sample = {**SAMPLE, "prompts": ["a cat", "a dog --w 48", "a mat"]}
+    path = write_config(networks=LORA, sample=sample, loggers={"tensorboard": None})
+    trainer = Trainer.from_config(load(path))
+    trainer.train()
+    events = EventAccumulator(str(trainer.directory / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    sizes = {key: [event.width for event in events.Images(key)] for key in events.Tags()["images"]}
+    # tensorboard shows the two of one size beside each other
+    assert sizes == {"samples/32x32": [64, 64], "samples/48x32": [48, 48]}
+
+
 def test_wandb_logs_offline_without_a_key(write_config, monkeypatch, capfd):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -240,6 +240,9 @@ def test_running_the_resolved_config_repeats_the_run(write_config):
     assert not same(a, load_file(different.directory / "run.safetensors"))
 
 
+STATE = ("weights.safetensors", "optimizer.pt", "progress.json", "manifest.json")
+
+
 def test_samples_do_not_change_training(write_config):
     sample = {"prompts": ["a cat"], "width": 32, "height": 32, "num_inference_steps": 2}
     plain = train(write_config("plain", networks=LORA))
@@ -254,14 +257,20 @@ def test_a_run_writes_its_folder(write_config):
     trainer = train(write_config(networks=LORA, sample=sample, train={"max_train_epochs": 2}))
     files = {str(p.relative_to(trainer.directory)) for p in trainer.directory.rglob("*.*")}
     steps = trainer.max_train_steps
+    state = [Path(f"state-step{steps:08d}") / name for name in STATE]
     assert {
+        "finished.json",
+        *map(str, state),
         "config.yaml",
         "metrics.jsonl",
         "loss.png",
         "run.safetensors",
         "before_after.png",
-        str(Path("samples") / "step00000000.png"),
-        str(Path("samples") / f"step{steps:08d}.png"),
+        *(
+            str(Path("samples") / f"step{step:08d}{ending}.png")
+            for step in (0, steps)
+            for ending in ("", "/00", "/01")
+        ),
     } == files
     records = [
         json.loads(x) for x in (trainer.directory / "metrics.jsonl").read_text().splitlines()
@@ -352,9 +361,9 @@ def test_a_network_may_have_any_name(write_config, name):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(write_config):
-    path = write_config(networks=LORA, train={"max_train_steps": 20, "learning_rate": 1e30})
-    trainer = Trainer.from_config(load(path, "train.max_grad_norm=0"))
-    with pytest.raises(RunError, match=r"the loss is nan; training stops"):
+    train = {"max_train_steps": 20, "learning_rate": 1e30, "max_nonfinite_steps": 3}
+    trainer = Trainer.from_config(load(write_config(networks=LORA, train=train)))
+    with pytest.raises(RunError, match=r"not finite in so many steps in a row"):
         trainer.train()
     assert trainer.step < 20
     assert trainer.metrics.read()[-1]["loss"] is None

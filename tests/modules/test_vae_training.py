@@ -227,6 +227,9 @@ def test_checkpointing_computes_blocks_again(vae_config):
     assert len(calls) == 2
 
 
+STATE = ("weights.safetensors", "optimizer.pt", "progress.json", "manifest.json")
+
+
 def test_a_run_writes_its_folder(vae_config):
     trainer = train(vae_config(sample={"num_images": 3, "every_steps": 1}))
     written = {path.relative_to(trainer.directory).as_posix() for path in _files(trainer.directory)}
@@ -235,6 +238,8 @@ def test_a_run_writes_its_folder(vae_config):
         "metrics.jsonl",
         "loss.png",
         "before_after.png",
+        "finished.json",
+        *(f"state-step00000002/{name}" for name in STATE),
         "run/config.json",
         f"run/{WEIGHTS}",
         *(f"samples/step0000000{step}.png" for step in range(3)),

@@ -32,10 +32,10 @@ def test_files_are_read_back_whatever_the_settings_of_the_reader(variant, tmp_pa
         assert (layer.rank, layer.scale) == (original.rank, original.scale)
         assert layer.dora_axis == original.dora_axis
         assert torch.equal(layer.alpha, original.alpha)
-    other = LoHa if type(first) is LoRA else LoRA
+    kind, other = type(first).__name__, LoHa if type(first) is LoRA else LoRA
     third = other(rank=3, conv_rank=2, targets=EVERYTHING)
     third.attach(model)
-    with pytest.raises(ValueError, match=f"is no {other.__name__} of this layer"):
+    with pytest.raises(ValueError, match=f"is a {kind}, not a {other.__name__}; write `module: "):
         third.load(path)
 
 

@@ -109,8 +109,10 @@ def test_shapes_are_those_of_the_field_and_tell_the_axis(axis):
         layer = LoRALayer(base, rank=2, alpha=1.0)
         take_over(layer, found, base.weight)
         assert layer.dora_axis == axis
-        with pytest.raises(ValueError, match=r"dora_scale has shape \(12,\), which is no row"):
-            take_over(layer, torch.zeros(12), base.weight)
+        rows = take_over(LoRALayer(base, rank=2, alpha=1.0), torch.zeros(outputs), base.weight)
+        assert list(rows.shape) == [outputs, 1, *ones]
+        with pytest.raises(ValueError, match=r"dora_scale has shape \(5, 1.*\), which is no row"):
+            take_over(layer, torch.zeros(5), base.weight)
 
 
 @AXES

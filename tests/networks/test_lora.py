@@ -129,23 +129,13 @@ def test_a_file_has_kohyas_keys_and_metadata(tmp_path):
     assert metadata["ss_v2"] == "False"
 
 
-def test_a_file_for_other_layers_is_refused(tmp_path):
-    model = tiny.make_sd()
-    unet_only = LoRA(rank=4)
-    unet_only.attach(model)
+def test_a_file_that_is_none_is_refused(tmp_path):
+    network = LoRA(rank=4)
+    network.attach(tiny.make_sd())
     path = tmp_path / "lora.safetensors"
-    unet_only.save(path, dtype=torch.float32, metadata={})
-    both = LoRA(rank=4, targets=EVERYTHING)
-    both.attach(model)
-    with pytest.raises(ValueError, match=r"has no tensors for 12 of \d+ layers, first lora_te_"):
-        both.load(path)
-    part = LoRA(rank=4, targets=("unet.up_blocks",))
-    part.attach(model)
-    with pytest.raises(ValueError, match="belongs to no layer of this network"):
-        part.load(path)
     path.write_bytes(b"not a safetensors file")
     with pytest.raises(ValueError, match=r"cannot be read as \.safetensors"):
-        part.load(path)
+        network.load(path)
 
 
 def test_two_adapters_on_one_layer_add_up():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 import torch
 from kills import Kill
 from safetensors.torch import load_file
+
+from modules.checkpoint import read_progress
+from modules.state_folder import find_states
 
 pytestmark = pytest.mark.slow
 
@@ -153,3 +157,24 @@ def test_kills_in_the_middle_of_a_file(prepared, tmp_path):
         assert until_done(run, [Kill(file_size=limit)]) == 1
         newest = max(output.glob(f"{name}*"), key=lambda folder: (len(folder.name), folder.name))
         assert_same(output / "whole", newest)
+
+
+@pytest.mark.parametrize("prepared", ["two processes"], indirect=True)
+def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(prepared, tmp_path):
+    path, processes = prepared
+    options = ("train.max_train_steps=100000", "save.name=run")
+    kill = Kill(after_seconds=6, number=signal.SIGTERM, only_rank=1)
+    codes = kills.train(path, *options, kill=kill, processes=processes)
+    assert set(codes) <= {130, 128 + signal.SIGTERM, -signal.SIGKILL}  # the last by the launcher
+    (state,) = find_states(tmp_path / "output" / "run")
+    step = read_progress(state)["step"]
+    assert 0 < step < 100000
+    options = (f"train.max_train_steps={step + 3}", "save.name=run", "train.resume=auto")
+    options += ("train.accept_changes=[train.max_train_steps]",)
+    assert kills.train(path, *options, processes=processes) == (0, 0)
+    whole = (f"train.max_train_steps={step + 3}", "save.name=whole")
+    assert kills.train(path, *whole, processes=processes) == (0, 0)
+    ended, expected = (
+        load_file(tmp_path / "output" / name / f"{name}.safetensors") for name in ("run", "whole")
+    )
+    assert all(torch.equal(ended[key], expected[key]) for key in expected)

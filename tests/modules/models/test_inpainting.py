@@ -247,5 +247,8 @@ def test_a_dataset_without_masks_is_drawn_with_the_middle_hidden():
 def test_picture_files_are_read_for_drawing(tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "room.png")
     files = {"picture": [str(tmp_path / "room.png")], "inpaint": [str(tmp_path / "room.png")]}
-    guides = find_guides(["picture", "inpaint"], files, [Sample(name="a", caption="")], size=SIZE)
-    assert guides["picture"].shape == (1, 3, 48, 32)
+    samples = [Sample(name=name, caption="") for name in "ab"]
+    keys = ["picture", "inpaint"]
+    first, second = find_guides(keys, files, samples, sizes=[SIZE, (64, 32)])
+    assert first["picture"].shape == first["inpaint"].shape == (3, 48, 32)
+    assert second["picture"].shape == (3, 32, 64)

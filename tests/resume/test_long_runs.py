@@ -1,0 +1,65 @@
+"""Two thousand steps with saves and samples: memory and open files stay as they are."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+from modules.config import load
+from modules.trainer import Trainer
+
+pytestmark = pytest.mark.slow
+
+STEPS = 2000
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for its numbers")
+def test_memory_and_open_files_are_constant(write_config):
+    trainer = Trainer.from_config(
+        load(
+            write_config(
+                networks={"lora": {"module": "networks.lora.LoRA", "args": {"rank": 2}}},
+                ema={"decay": 0.99},
+                train={"max_train_steps": STEPS, "log_every": 10},
+                save={"every_steps": 100, "keep_last": 2},
+                sample={
+                    "num_images": 1,
+                    "width": 32,
+                    "height": 32,
+                    "num_inference_steps": 1,
+                    "every_steps": 100,
+                },
+                loggers={"tensorboard": None},
+            )
+        )
+    )
+    assert trainer is not None
+    measured: list[tuple[int, int]] = []
+    make = trainer.train_step
+
+    def train_step(group):
+        if trainer.step % 400 == 399:
+            measured.append((resident(), open_files()))
+        return make(group)
+
+    trainer.train_step = train_step  # type: ignore[method-assign]
+    trainer.train()
+    assert len(measured) == STEPS // 400
+    memory, files = zip(*measured[1:], strict=True)  # the first has caches still to fill
+    assert max(files) == min(files)
+    assert max(memory) - min(memory) < 8 * 2**20
+    print([round(each / 2**20) for each in memory], files)
