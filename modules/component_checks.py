@@ -44,6 +44,7 @@ def check_components(config: Config) -> None:
         given = sampler_arguments(config)
         faults += argument_faults("sample", config.sample.module, config.sample.args, given)
     faults += lacking_methods(config)
+    faults += _best_faults(config)
     faults += kind_of(config).find_faults(config)
     precision = precision_fault(config.train.mixed_precision)
     if precision:
@@ -67,6 +68,18 @@ def _dataset_faults(
     if not faults and hasattr(resolve(section.module), "find_faults"):
         faults = resolve(section.module).find_faults(where, section.args)
     return faults
+
+
+def _best_faults(config: Config) -> list[str]:
+    if config.validation is None or not config.validation.keep_best:
+        return []
+    module = config.save.module
+    try:
+        saves = hasattr(resolve(module), "save")
+    except ValueError:  # said already, with the arguments
+        return []
+    fault = f"validation.keep_best: {module} has no save(run, suffix=...), which writes the best"
+    return [] if saves else [fault]
 
 
 def _trial(where: str, action: Callable[[], Any]) -> list[str]:
