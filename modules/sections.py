@@ -86,7 +86,7 @@ class EmaConfig:
     save: Literal["beside", "instead"] = "beside"
     """Save the average beside the weights, as `<name>-ema`, or instead of them."""
     sample: bool = True
-    """Draw validation images with the average."""
+    """Draw validation images with the average, and measure held-out ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

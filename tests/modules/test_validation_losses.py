@@ -126,6 +126,35 @@ def test_what_training_weights_or_draws_has_no_say(write_config, everything):
     assert torch.allclose(trainer.validation.measure(trainer), wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mixed_precision": "bf16"},
+        {"gradient_checkpointing": True},
+        {"tome_ratio": 0.5},
+        {"stop_text_encoders_after": 1},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_it_is_measured_as_it_is_trained(write_config, everything, options):
+    networks = {"lora": NETWORKS["lora"]}
+    args = {"path": str(everything)}
+    path = write_config(
+        dataset={"args": args}, networks=networks, train=options, validation=VALIDATION
+    )
+    trainer = assemble(path)
+    plain = assemble(
+        write_config("plain", dataset={"args": args}, networks=networks, validation=VALIDATION)
+    )
+    first = trainer.validation.measure(trainer)
+    assert torch.equal(trainer.validation.measure(trainer), first)
+    assert torch.allclose(first, plain.validation.measure(plain), rtol=0.02)
+    trainer.train()
+    trained = trainer.validation.measure(trainer)
+    assert torch.isfinite(trained).all()
+    assert not torch.equal(trained, first)
+
+
 def test_a_mask_counts(write_config, everything):
     args = {"path": str(everything)}
     paths = [
