@@ -171,9 +171,8 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         log_every=train.log_every,
         seed=train.seed,
     )
-    for name, part in (("saver", trainer.saver), ("validation", trainer.validation)):
-        if hasattr(part, "state_dict"):
-            trainer.stateful[name] = part
+    own = {"saver": trainer.saver, "sampler": trainer.sampler, "validation": trainer.validation}
+    trainer.stateful |= {n: p for n, p in own.items() if hasattr(p, "state_dict")}
     if state is not None:
         explained("train.resume", lambda: go_on(trainer, state))
     return trainer

@@ -66,10 +66,19 @@ def parameters_text(settings: PictureSettings, *, further: Mapping[str, Any]) ->
     )
 
 
-def save_png(image: Image.Image, path: Path, *, parameters: str) -> None:
+def read_pngs(folder: Path, count: int) -> list[Image.Image] | None:
+    """The pictures 00.png, 01.png, ... of a folder; None if one is missing."""
+    files = [folder / f"{number:02d}.png" for number in range(count)]
+    if not all(file.is_file() for file in files):
+        return None
+    return [Image.open(file).convert("RGB") for file in files]
+
+
+def save_png(image: Image.Image, path: Path, *, parameters: str | None = None) -> None:
     """Write a picture with its settings in the PNG's text; what isn't Latin goes there as UTF-8."""
     info = PngImagePlugin.PngInfo()
-    info.add_text("parameters", parameters)
+    if parameters is not None:
+        info.add_text("parameters", parameters)
     with replacing(path) as temporary:
         image.save(temporary, pnginfo=info)
 

@@ -16,6 +16,7 @@ from modules.grids import make_sheet
 from modules.guides import spread, whole_sample
 from modules.images import IMAGE_SUFFIXES, open_image, to_tensor
 from modules.models.spaces import full_precision, to_pictures
+from modules.picture_settings import read_pngs, save_png
 from modules.protocols import Run
 from modules.schedule import Every
 
@@ -48,7 +49,8 @@ class ReconstructionSampler:
         self.images: dict[str, Tensor] = {}  # (3, H, W) in [-1, 1], by name
         self._files = {} if pictures is None else find_pictures(pictures)
         self._every = Every(steps=every_steps, epochs=every_epochs)
-        self._before: tuple[list[Image.Image], list[float]] | None = None
+        self._earlier: list[float] = []  # PSNR before training
+        self._was_asked = False
 
     def prepare(self, *, model: Any, networks: Mapping[str, Any], dataset: Any) -> None:
         """Choose the images; those of a folder are cropped to what the VAE can take.
@@ -72,28 +74,40 @@ class ReconstructionSampler:
         due = self._every.is_due(run.step, steps_per_epoch=run.steps_per_epoch)
         if not (last or due or (run.step == 0 and self.at_start)):
             return
+        folder, compared = run.directory / "samples", run.directory / "before_after.png"
+        path = folder / f"step{run.step:08d}.png"
+        was_asked, self._was_asked = self._was_asked, True
+        if not was_asked and path.exists() and (compared.exists() or not last):
+            return  # a run that goes on had measured this step before it was stopped
         originals = to_each_picture(self.images.values())
         reconstructed, measured = self.reconstruct(run)
         labels = [f"{n}: {dB:.2f} dB" for n, dB in zip(self.images, measured, strict=True)]
-        folder = run.directory / "samples"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step{run.step:08d}.png"
         sheet = make_sheet([originals, reconstructed], ["original", "reconstruction"], labels)
-        sheet.save(path)
+        save_png(sheet, path)
         mean = sum(measured) / len(measured)
         run.log_metrics({"psnr": mean})
         # One picture: trackers want those of one step in one size, which buckets are not.
         run.log_images("reconstructions", [sheet], [f"PSNR: {mean:.2f} dB"])
         if run.step == 0:
-            self._before = reconstructed, measured
-        if last and self._before:
-            before, earlier = self._before
-            path = run.directory / "before_after.png"
-            pairs = zip(self.images, earlier, measured, strict=True)
+            self._earlier = measured
+            for number, image in enumerate(reconstructed):
+                save_png(image, folder / path.stem / f"{number:02d}.png")
+        before = read_pngs(folder / "step00000000", len(measured)) if last and run.step else None
+        if before and self._earlier:
+            pairs = zip(self.images, self._earlier, measured, strict=True)
             labels = [f"{name}: {a:.2f} -> {b:.2f} dB" for name, a, b in pairs]
             titles = ["original", "before", "after"]
-            make_sheet([originals, before, reconstructed], titles, labels).save(path)
+            save_png(make_sheet([originals, before, reconstructed], titles, labels), compared)
+            path = compared
         logger.info("PSNR of %d reconstructions: %.2f dB; images: %s", len(measured), mean, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the comparison at the end needs, for a run that is resumed."""
+        return {"earlier": self._earlier}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._earlier = list(state["earlier"])
 
     @torch.no_grad()
     def reconstruct(self, run: Run) -> tuple[list[Image.Image], list[float]]:

@@ -14,7 +14,7 @@ from modules.grids import make_sheet
 from modules.guides import find_guides, picture, spread, stack, whole_sample
 from modules.picture_batches import draw_pictures
 from modules.picture_plan import SharedSettings, control_files, plan_pictures
-from modules.picture_settings import PictureSettings, parameters_text, save_png
+from modules.picture_settings import PictureSettings, parameters_text, read_pngs, save_png
 from modules.prompt_options import SamplePrompt
 from modules.protocols import Run
 from modules.sample_prompts import read_prompts
@@ -85,7 +85,7 @@ class GridSampler:
         self._files = dict(extras or {})
         self._guides: list[dict[str, Tensor]] = []  # of each picture
         self._every = Every(steps=every_steps, epochs=every_epochs)
-        self._before: list[Image.Image] | None = None
+        self._was_asked = False
 
     def prepare(self, *, model: Any, networks: Mapping[str, Any], dataset: Any) -> None:
         """Take from the dataset what is not given, and check that all of it fits the model.
@@ -124,10 +124,14 @@ class GridSampler:
         due = self._every.is_due(run.step, steps_per_epoch=run.steps_per_epoch)
         if not (last or due or (run.step == 0 and self.at_start)):
             return
+        folder, compared = run.directory / "samples", run.directory / "before_after.png"
+        path = folder / f"step{run.step:08d}.png"
+        was_asked, self._was_asked = self._was_asked, True
+        if not was_asked and path.exists() and (compared.exists() or not last):
+            return  # a run that goes on had drawn this step's before it was stopped
         images = self.draw(run)
         prompts = [picture.prompt for picture in self.pictures]
         texts = [parameters_text(picture, further=origin(run)) for picture in self.pictures]
-        path = run.directory / "samples" / f"step{run.step:08d}.png"
         for number, (image, text) in enumerate(zip(images, texts, strict=True)):
             save_png(image, path.with_suffix("") / f"{number:02d}.png", parameters=text)
         guides = self._shown_guides(run.model)
@@ -135,13 +139,12 @@ class GridSampler:
         sheet = make_sheet([*guides.values(), images], titles, prompts)
         save_png(sheet, path, parameters="\n\n".join(texts))
         run.log_images("samples", images, prompts)
-        if run.step == 0:
-            self._before = images
-        if last and self._before:
-            path = run.directory / "before_after.png"
-            columns = [*guides.values(), self._before, images]
+        before = read_pngs(folder / "step00000000", len(images)) if last and run.step else None
+        if before:
+            columns = [*guides.values(), before, images]
             sheet = make_sheet(columns, [*guides, "before", "after"], prompts)
-            save_png(sheet, path, parameters="\n\n".join(texts))
+            save_png(sheet, compared, parameters="\n\n".join(texts))
+            path = compared
         logger.info("images: %s", path)
 
     def draw(self, run: Run) -> list[Image.Image]:

@@ -62,7 +62,7 @@ class NetworkConfig:
     train: bool = True
     """false: applied, but not trained."""
     resume: str | None = None
-    """A file of this network to begin with; of a ControlNet its directory."""
+    """A file of this network to begin with, of whatever program; of a ControlNet its directory."""
     merge: bool = False
     """With `train: false`: merge it into the base first, instead of keeping it beside."""
 

@@ -152,7 +152,7 @@ def read_controlnet(path: Path) -> ControlNetModel:
     if not (path / "config.json").is_file():
         raise ValueError(
             f"{path}: is no diffusers ControlNet directory (it has no config.json); a single "
-            "file can be converted with tools/convert_controlnet.py"
+            "file can be converted with tools/convert.py"
         )
     try:
         net = ControlNetModel.from_pretrained(path, dtype=torch.float32, local_files_only=True)

@@ -58,7 +58,8 @@ def warn_of_differences(
                 if layer.is_spatial == spatial and value(layer) != value(configured[name])
             }
             if found:
-                shown = " and ".join(sorted(found))
+                several = key != "dora" and len(found) > 3
+                shown = " to ".join(_ends(found)) if several else " and ".join(sorted(found))
                 logger.warning("%s: has %s%s %s, which is taken", path, prefix, key, shown)
 
 
@@ -66,6 +67,11 @@ def _common(layers: Sequence[AdapterLayer], value: Callable[[AdapterLayer], str]
     """What all layers have; "Dynamic" if they differ, as other programs call it."""
     values = {value(layer) for layer in layers}
     return values.pop() if len(values) == 1 else "Dynamic"
+
+
+def _ends(values: set[str]) -> tuple[str, str]:
+    """The smallest and the largest number."""
+    return min(values, key=float), max(values, key=float)
 
 
 def _rank(layer: AdapterLayer) -> str:

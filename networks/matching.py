@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from modules.models.patterns import matches
 from networks.adapter_kinds import width_of
 from networks.keys import kohya_name, split_component
 from networks.reading import read_layers
@@ -40,29 +41,44 @@ def layers_for(model: Any, path: Path) -> dict[str, FoundLayer]:
         ValueError: the file can't be read, is for another kind of model, or has a layer that the
             model doesn't have.
     """
-    layers = read_layers(path)
-    _check_family(path, layers, model)
-    known = known_names(model)
-    unknown = [name for name in layers if name not in known]
-    if unknown:
-        raise ValueError(
-            f"{path}: {unknown[0]} is no layer of this model ({type(model).__name__})"
-            + (f", nor are {len(unknown) - 1} others" if unknown[1:] else "")
-            + "; it is for another kind of model"
-        )
-    named = {known[name]: tensors for name, tensors in layers.items()}
-    idle = [own for own in named if _is_below(own, model.idle_paths())]
+    named = by_path(read_layers(path), model, where=path)
+    idle = [own for own in named if any(matches(own, part) for part in model.idle_paths())]
     if idle:
         logger.info(
             "%s: %d of its layers have no effect in this model and are left out, first %s",
             *(path, len(idle), idle[0]),
         )
     found = {}
-    for own in dict.fromkeys(known.values()):
-        if own in named and own not in idle:
-            base = module_at(model, own)
-            found[kohya_name(model, own)] = FoundLayer(own, base, named[own])
+    for own, tensors in named.items():
+        if own not in idle:
+            found[kohya_name(model, own)] = FoundLayer(own, module_at(model, own), tensors)
     return found
+
+
+def by_path(
+    layers: Mapping[str, Mapping[str, Tensor]], model: Any, *, where: Path
+) -> dict[str, Mapping[str, Tensor]]:
+    """The layers of the file `where` by module path, in the model's order.
+
+    Raises:
+        ValueError: it is for another kind of model, or has a layer that the model doesn't have.
+    """
+    _check_family(where, layers, model)
+    known = known_names(model)
+    unknown = [name for name in layers if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{where}: {unknown[0]} is no layer of this model ({type(model).__name__})"
+            + (f", nor are {len(unknown) - 1} others" if unknown[1:] else "")
+            + "; it is for another kind of model"
+        )
+    named = {known[name]: tensors for name, tensors in layers.items()}
+    return {path: named[path] for path in dict.fromkeys(known.values()) if path in named}
+
+
+def text_width(layers: Mapping[str, Mapping[str, Tensor]]) -> int | None:
+    """Numbers of a token in the text embedding of the model that layers are for, if they tell."""
+    return next((width_of(t) for n, t in layers.items() if n.endswith("_attn2_to_k")), None)
 
 
 def module_at(model: Any, path: str) -> Any:
@@ -83,22 +99,19 @@ def known_names(model: Any) -> dict[str, str]:
         if component == "unet" or len(model.text_encoders) == 1:
             prefixes.add("lycoris")
         for inner, layer in model.components()[component].named_modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                for known in model.known_paths(component, inner):
-                    for start in prefixes:
-                        path = f"{component}.{inner}"
-                        names.setdefault(f"{start}_{known.replace('.', '_')}", path)
+            if not isinstance(layer, nn.Linear | nn.Conv2d):
+                continue
+            for known in model.known_paths(component, inner):
+                for start in prefixes:
+                    name = f"{start}_{known.replace('.', '_')}"
+                    names.setdefault(name, f"{component}.{inner}")
     return names
-
-
-def _is_below(path: str, parts: Iterable[str]) -> bool:
-    return any(path == part or path.startswith(f"{part}.") for part in parts)
 
 
 def _check_family(path: Path, layers: Mapping[str, Mapping[str, Tensor]], model: Any) -> None:
     """Check that a file is for models whose text embedding is as wide, with as many encoders."""
     own = getattr(getattr(model.denoiser, "config", None), "cross_attention_dim", None)
-    given = next((width_of(t) for n, t in layers.items() if n.endswith("_attn2_to_k")), None)
+    given = text_width(layers)
     if given is not None and own is not None and given != own:
         raise ValueError(
             f"{path}: is for {_FAMILIES.get(given, 'another model')}, whose text embeddings have "

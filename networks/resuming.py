@@ -61,7 +61,7 @@ def note_differences(
     if beside:
         logger.info(
             "%s: %d of its %d layers are beside the targets, first %s; they are applied and saved "
-            "again, but not trained",
+            "again, but not trained (targets and conv_rank say what is)",
             *(path, len(beside), len(read), beside[0]),
         )
     missing = [name for name in targets if name not in read]

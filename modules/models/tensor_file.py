@@ -127,7 +127,7 @@ def _foreign(path: Path, error: Exception) -> str:
     shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
     return (
         f"holds more than tensors ({shown}), and loading such objects can run any code, so it is "
-        f"refused; `python tools/convert_ckpt.py {path.name} -o {path.stem}.safetensors` takes the "
+        f"refused; `python tools/convert.py {path.name} -o {path.stem}.safetensors` takes the "
         "tensors out without running anything"
     )
 

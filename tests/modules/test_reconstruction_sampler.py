@@ -64,7 +64,7 @@ def test_reconstructions_are_measured_when_due_and_compared_at_the_end(tmp_path)
         with torch.no_grad():
             run.model.vae.decoder.conv_out.bias += 0.1
     assert torch.equal(torch.get_rng_state(), random)
-    drawn = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    drawn = sorted(path.name for path in (tmp_path / "samples").glob("*.png"))
     assert drawn == ["step00000000.png", "step00000002.png", "step00000003.png"]
     with Image.open(tmp_path / "before_after.png") as picture:
         assert picture.width > 6 * 192  # two cells in a row, each with three pictures

@@ -243,6 +243,7 @@ def test_a_run_writes_its_folder(vae_config):
         "run/config.json",
         f"run/{WEIGHTS}",
         *(f"samples/step0000000{step}.png" for step in range(3)),
+        *(f"samples/step00000000/0{number}.png" for number in range(3)),
     }
     records = trainer.metrics.read()
     assert [record["step"] for record in records if "psnr" in record] == [0, 1, 2]

@@ -8,7 +8,10 @@ import torch
 from foreign_adapters import layers_of, twin, write_lycoris
 from probes import outputs
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from networks.base import Adapter
+from networks.layer import AdapterLayer
 from networks.loha import LoHa
 from networks.lokr import LoKr
 from networks.lora import LoRA
@@ -48,13 +51,18 @@ def assert_resumes(network, model, path, expected, plain) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_lycoris_files(name, tmp_path):
+def test_lycoris_files(name, tmp_path, caplog):
     algorithm, options = FILES[name]
     model = tiny.make_sd()
     theirs, plain = twin(model), outputs(model)
     path = write_lycoris(theirs, tmp_path / "adapter.safetensors", algorithm, **options)
     network = NETWORKS[algorithm](rank=7, targets=("unet", "text_encoders"))
-    assert_resumes(network, model, path, outputs(theirs), plain)
+    with caplog.at_level("WARNING"):
+        assert_resumes(network, model, path, outputs(theirs), plain)
+    if name == "locon":
+        assert "has rank 2 and 3 and 4, which is taken" in caplog.text
+    if name == "locon-rs":
+        assert "has alpha 1.41421 to 4, which is taken" in caplog.text
     assert len(network.layers) == len([*layers_of(model)])
 
 
@@ -123,7 +131,10 @@ BLOCK = "lora_unet_mid_block_attentions_0_proj_in"
         ({"base_model.model.mid_block.to_q.oft_r.weight": T(2)}, "is an OFT or BOFT"),
         ({"unet.mid_block.to_q.lora_B.bias": T(2)}, "is one with trained biases"),
         ({"lllite_unet_input_blocks.conditioning1.0.weight": T(2)}, "is a ControlNet-LLLite"),
-        ({"controlnet_cond_embedding.conv_in.weight": T(2)}, "is a ControlNet; networks.contro"),
+        (
+            {"controlnet_cond_embedding.conv_in.weight": T(2)},
+            "is a ControlNet; networks.controlnet",
+        ),
         ({"control_model.input_blocks.0.0.weight": T(2)}, "is a ControlNet"),
         ({"model.diffusion_model.out.2.weight": T(2)}, "is a whole base model, which belongs"),
         ({"first_stage_model.x": T(2)}, "is a VAE"),
@@ -187,3 +198,42 @@ def test_each_kind_names_the_network_that_it_is_for(tmp_path):
             module = f"{network.__module__}.{network.__name__}"
             with pytest.raises(ValueError, match=f"write `module: {module}`"):
                 wrong.load(path)
+
+
+class GainLayer(AdapterLayer):
+    """A kind of a person's own: the output times a number."""
+
+    def __init__(self, base, *, rank, alpha):
+        super().__init__(base, rank=rank, alpha=alpha)
+        self.gain = nn.Parameter(T(rank))
+
+    def forward(self, x):
+        return x[..., :1] * self.gain.sum()
+
+    @staticmethod
+    def rank_of(tensors):
+        return len(tensors["gain"])
+
+
+class Gain(Adapter):
+    layer_class = GainLayer
+
+
+def test_a_kind_of_ones_own_goes_through_as_it_is(tmp_path):
+    model = tiny.make_sd()
+    first = Gain(rank=3, alpha=1)
+    first.attach(model)
+    with torch.no_grad():
+        for layer in first.layers.values():
+            layer.gain.fill_(0.5)
+    first.save(tmp_path / "gain.safetensors", dtype=torch.float32, metadata={})
+    first.detach()
+    second = Gain()
+    second.attach(model)
+    second.load(tmp_path / "gain.safetensors")
+    assert all(torch.equal(layer.gain, torch.full((3,), 0.5)) for layer in second.layers.values())
+    second.detach()
+    other = LoRA()
+    other.attach(model)
+    with pytest.raises(ValueError, match="is no LoRA of this layer: it has no 'lora_down"):
+        other.load(tmp_path / "gain.safetensors")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import main
@@ -373,3 +374,28 @@ def test_curves_go_on_where_they_were(write_config):
     runs = [p.name for p in (trainer.directory / "wandb").glob("offline-run-*")]
     (name,) = {run.rpartition("-")[2] for run in runs}
     assert name == (trainer.directory / "wandb_id").read_text().strip()
+
+
+def test_before_and_after_over_a_resume(path, write_config):
+    sample = {
+        "prompts": ["a cat", "a dog"],
+        "width": 32,
+        "height": 32,
+        "num_inference_steps": 1,
+        "every_steps": 2,
+    }
+    whole = assemble(
+        write_config("whole", networks=LORA, train={"max_train_steps": 5}, sample=sample)
+    )
+    whole.train()
+    config = write_config("cut", networks=LORA, train={"max_train_steps": 5}, sample=sample)
+    trainer = interrupted(config, 4)
+    drawn = trainer.directory / "samples" / "step00000004.png"
+    before = drawn.stat().st_mtime_ns
+    resumed = assemble(config, "train.resume=auto")
+    resumed.train()
+    assert drawn.stat().st_mtime_ns == before  # not drawn again
+    files = ["before_after.png", "samples/step00000004.png", "samples/step00000005/01.png"]
+    for file in files:
+        one, two = (Image.open(t.directory / file) for t in (whole, resumed))
+        assert list(one.getdata()) == list(two.getdata())

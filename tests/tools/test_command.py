@@ -2,9 +2,54 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tools.command import check_new, make_parser, run_command
+
+ROOT = Path(__file__).parents[2]
+TOOLS = sorted(
+    path.stem
+    for path in (ROOT / "tools").glob("*.py")
+    if "\n    parser = make_parser(__doc__" in (text := path.read_text(encoding="utf-8"))
+    and '__name__ == "__main__"' in text
+)
+PROBE = """
+import contextlib, io, json, runpy, sys
+found = {}
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    found[script] = [text.getvalue(), sorted({name.partition(".")[0] for name in sys.modules})]
+print(json.dumps(found))
+"""
+
+
+def test_every_tools_help_is_quick_and_begins_with_what_it_does(tmp_path):
+    """From any directory, without torch."""
+    paths = {name: str(ROOT / "tools" / f"{name}.py") for name in TOOLS}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *paths.values()],
+        cwd=tmp_path,
+        env={"PATH": "", "COLUMNS": "200", "SYSTEMROOT": "C:\\Windows"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert {"convert", "convert_ckpt", "convert_controlnet"} <= set(TOOLS)
+    for name, path in paths.items():
+        text, packages = found[path]
+        assert text.startswith(f"usage: {name}.py [-h] ")
+        assert f"python tools/{name}.py " in text
+        assert not {"torch", "diffusers", "transformers", "safetensors"} & set(packages), name
 
 
 def test_the_parser_has_what_is_described(capsys):

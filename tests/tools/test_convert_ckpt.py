@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from modules.models.tensor_file import open_tensors
 from tools import convert_ckpt, inert_pickle
+from tools.containers import change_container
 from tools.inert_pickle import Inert, read_tensors
 
 RUN: list[str] = []
@@ -127,7 +128,7 @@ def rebuild(*arguments: object) -> Call:
 def test_tensors_come_out_bit_by_bit_and_nothing_is_run(foreign, tmp_path, caplog):
     RUN.clear()
     with caplog.at_level("INFO"):
-        assert convert_ckpt.convert_ckpt(foreign, tmp_path / "out.safetensors") == len(tensors())
+        assert change_container(foreign, tmp_path / "out.safetensors") == len(tensors())
     assert RUN == []
     assert f"{__name__}.note" in caplog.text
     loaded = load_file(tmp_path / "out.safetensors")
@@ -146,9 +147,7 @@ def test_a_state_dict_alone_is_read(tmp_path):
 
 
 def test_loading_the_model_names_the_objects_and_the_way_out(foreign):
-    with pytest.raises(
-        ValueError, match=r"holds more than tensors .*python tools/convert_ckpt\.py"
-    ):
+    with pytest.raises(ValueError, match=r"holds more than tensors .*python tools/convert\.py"):
         open_tensors(foreign)
 
 
@@ -232,5 +231,5 @@ def test_the_command_says_what_it_wrote_or_why_not(foreign, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     (tmp_path / "none.ckpt").write_bytes(b"nothing")
     assert convert_ckpt.main([str(tmp_path / "none.ckpt"), "-o", str(tmp_path / "b")]) == 2
-    assert "is no zip archive" in capsys.readouterr().err
+    assert "is no .pt file of tensors" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["foreign.ckpt", "none.ckpt", "out.safetensors"]

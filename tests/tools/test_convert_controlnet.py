@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from modules.models.compvis import compvis_name
 from networks.controlnet import ControlNet
-from tools.convert_controlnet import main, single_file_names
+from tools.controlnet_files import single_file_names
+from tools.convert_controlnet import main
 
 SD1 = {
     "cross_attention_dim": 768,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from networks.hypernetwork import Hypernetwork
 from networks.lora import LoRA
 from networks.textual_inversion import TextualInversion
 from preprocess import create_mask, latent
+from tools.convert import main as convert_files
 
 ROOT = Path(__file__).parents[3]
 CAPTIONS = ["a red CAT ", "a blue dog on the mat, {} and <x>"]
@@ -361,15 +363,19 @@ def test_captions_and_masks_are_prepared_and_used(assemble, directory, dataset, 
 def test_a_lora_in_diffusers_as_the_notes_say(directory, tmp_path):
     """diffusers' reader of kohya's names loses two of IF's layers; under PEFT's it has all."""
     notes = (ROOT / "docs" / "deepfloyd_if.md").read_text(encoding="utf-8")
-    rename, use = re.findall(r"^```python\n(.*?)^```$", notes, re.M | re.S)
+    (command,) = re.findall(r"^python tools/convert\.py (.*)$", notes, re.M)
+    (use,) = re.findall(r"^```python\n(.*?)^```$", notes, re.M | re.S)
     model = models.load(str(directory))
     network = LoRA(rank=2, alpha=1)
     network.attach(model)
     perturb(network)
     file = tmp_path / "lora.safetensors"
     network.save(file, dtype=torch.float32, metadata={})
+    converted = str(tmp_path / "if_peft.safetensors")
+    _, _, _, *options, _ = shlex.split(command)
+    assert convert_files([str(file), "-o", converted, *options, str(directory)]) == 0
     scope: dict = {"model_path": str(directory)}
-    exec(rename + use.replace("output/deepfloyd_if/deepfloyd_if.safetensors", str(file)), scope)
+    exec(use.replace("if_peft.safetensors", converted), scope)
     assert scope["pipeline"].scheduler.config.variance_type == "fixed_small"
     partial = IFPipeline.from_pretrained(directory, local_files_only=True)
     partial.load_lora_weights(file)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
@@ -15,12 +14,12 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
 )
 
-from modules.models.clip_tokenizer import make_tokenizer
 from modules.models.filling import make_module
 from modules.models.full_file import file_tensors
 from modules.models.layouts import LAYOUTS, published_config
 from modules.models.original_names import Place, pack, places
 from modules.models.portable import classic_name
+from modules.models.published import published_model
 from modules.models.stable_diffusion import StableDiffusion
 from modules.models.stable_diffusion_xl import StableDiffusionXL
 
@@ -35,17 +34,6 @@ PIECES = [(layout, piece) for layout in LAYOUTS for piece in LAYOUTS[layout].pre
 def real_piece(layout: str, piece: str) -> Any:
     config = published_config(LAYOUTS[layout], piece)
     return make_module(FAMILIES[layout].piece_classes[piece], config, weights=False)
-
-
-def real_model(layout: str) -> Any:
-    pieces = {}
-    for name, cls in FAMILIES[layout].piece_classes.items():
-        if name.startswith("tokenizer"):
-            pieces[name] = make_tokenizer(cls, published_config(LAYOUTS[layout], name))
-        else:
-            pieces[name] = real_piece(layout, name)
-    scheduler = DDPMScheduler.from_config(published_config(LAYOUTS[layout], "scheduler"))
-    return FAMILIES[layout](**pieces, scheduler=scheduler)
 
 
 @pytest.mark.parametrize(
@@ -101,13 +89,13 @@ def test_diffusers_reads_every_name_of_the_real_models(layout, piece):
     ],
 )
 def test_a_whole_file_has_the_key_set_of_the_published_one(layout, count, first):
-    names = file_tensors(real_model(layout), dtype=torch.float16, device="meta")
+    names = file_tensors(published_model(layout), dtype=torch.float16, device="meta")
     assert len(names) == count
     assert first in names
 
 
 def test_shapes_in_a_file_are_those_of_the_original():
-    tensors = file_tensors(real_model("sd2"), dtype=torch.float16, device="meta")
+    tensors = file_tensors(published_model("sd2"), dtype=torch.float16, device="meta")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     unet, text = "model.diffusion_model", "cond_stage_model.model"
     assert shapes[f"{unet}.input_blocks.1.1.proj_in.weight"] == (320, 320)
