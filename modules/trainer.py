@@ -117,15 +117,7 @@ class Trainer:
         clean = self.model.encode_images(batch)
         noise = self.objective.sample_noise(clean)
         timesteps = self.objective.sample_timesteps(len(clean), clean.device)
-        error = denoising_error(
-            self.model,
-            self.networks.values(),
-            self.objective,
-            batch,
-            clean=clean,
-            noise=noise,
-            timesteps=timesteps,
-        )
+        error = denoising_error(self, batch, clean=clean, noise=noise, timesteps=timesteps)
         return (batch.weigh(error) * self.objective.loss_weight(timesteps)).sum()
 
     def train_step(self, group: Group) -> Measured:

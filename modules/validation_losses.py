@@ -50,9 +50,7 @@ class DenoisingLosses:
             chosen = slice(start, start + self._most)
             count = len(timesteps[chosen])
             error = denoising_error(
-                run.model,
-                run.networks.values(),
-                run.objective,
+                run,
                 batch.repeat(count),
                 clean=clean.expand(count, *clean.shape[1:]),
                 noise=noise[chosen],
