@@ -132,8 +132,15 @@ class Validation:
                 "validation: the loss has not fallen below that of step %s in %d measurements "
                 "(%.4f then, %.4f now): the run overfits; %s",
                 *(self.best_step, self.since_best, self.best_loss, loss),
-                "it ends here" if self._stops_early else "its later weights are hardly better",
+                self._advice(),
             )
+
+    def _advice(self) -> str:
+        if self._stops_early:
+            return "it ends here"
+        if self._keeps_best:
+            return "the weights of then are kept as the best"
+        return "keep_best keeps the weights of then, stop_early ends the run"
 
     def _keep(self, run: Trainer) -> None:
         """Save the weights, also where no save is due; the former best stays until that is done."""

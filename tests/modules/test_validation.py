@@ -111,7 +111,8 @@ def test_the_best_weights_are_kept_and_overfitting_is_told(write_config, caplog)
     assert len(told) == 1
     assert told[0].startswith(
         f"validation: the loss has not fallen below that of step {best} in 3 measurements "
-        f"({found[best]:.4f} then, {found[best + 3]:.4f} now): the run overfits"
+        f"({found[best]:.4f} then, {found[best + 3]:.4f} now): the run overfits; the "
+        "weights of then are kept as the best"
     )
 
 
