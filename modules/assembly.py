@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modules.buckets import BucketBatchSampler
 from modules.caption_lengths import describe_truncated
 from modules.checkpoint import read_progress
 from modules.component_checks import check_components
@@ -16,7 +15,6 @@ from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.errors import explained
 from modules.files import write_atomically
 from modules.hardware import warn_of_cpu_build
-from modules.held_out import HeldOut
 from modules.idle_settings import idle_settings
 from modules.parts import (
     NoSamples,
@@ -26,7 +24,7 @@ from modules.parts import (
     build_saver,
     build_schedule,
 )
-from modules.plan import Plan
+from modules.plan import plan_run
 from modules.preparation import is_prepared, prepare
 from modules.requests import Requests
 from modules.resume import (
@@ -38,13 +36,15 @@ from modules.resume import (
     identify,
     is_finished,
 )
+from modules.run_description import describe_run
 from modules.run_folder import check_space, first_save, next_run_folder, share_run_folder
 from modules.run_kinds import kind_of, with_sampler
-from modules.run_parts import RunParts, load_parts
-from modules.savers import BASE_ENDINGS, output_names
-from modules.schedule import Every, total_steps
+from modules.run_metadata import person_spec
+from modules.run_parts import load_parts
+from modules.schedule import Every
 from modules.sources import build_prior, build_source, make_batch_sampler
 from modules.state_keeper import StateKeeper
+from modules.text_stop import TextStop, text_parameters
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
 from modules.validation_parts import build_validation, find_held_out
@@ -82,7 +82,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     parts = load_parts(config, weights=False)
     held_out = find_held_out(config, parts)
     batch_sampler = make_batch_sampler(config, held_out.buckets, rank=0, world_size=1)
-    plan = _make_plan(config, parts, batch_sampler, held_out)
+    plan = plan_run(config, parts, batch_sampler, held_out)
     plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
     if cut := describe_truncated(parts.model, parts.dataset):
         logger.warning("%s", cut)
@@ -97,7 +97,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     source = build_source(
         config, config.dataset, parts.dataset, accelerator, buckets=held_out.buckets
     )
-    plan = _make_plan(config, parts, source.batch_sampler, held_out)
+    plan = plan_run(config, parts, source.batch_sampler, held_out)
     prepare_modules(
         parts.model,
         parts.networks,
@@ -113,6 +113,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     if is_main and state is None:
         needed, disk = first_save(parts.groups, config), Path(config.save.directory)
         explained("", lambda: check_space(disk, needed=needed))
+    given = explained("save.metadata", lambda: person_spec(config.save.metadata))
     directory = explained(
         "",
         lambda: share_run_folder(
@@ -131,6 +132,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     )
     if state is not None:
         check_identity(state, config, identity)
+    metadata = describe_run(config, parts, plan, accelerator, given=given, directory=directory)
     if is_main:
         plan.show(directory)
         settings = to_yaml(as_begun(config))
@@ -154,7 +156,12 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         source=source,
         prior=build_prior(config, parts.prior, accelerator),
         average=build_average(config.ema, parts.groups),
-        stop_text_encoders_after=train.stop_text_encoders_after,
+        text_stop=TextStop(
+            parts.model,
+            text_parameters(parts.trained_base, parts.networks.values()),
+            after=train.stop_text_encoders_after,
+            alone=accelerator.num_processes == 1,
+        ),
         optimizer=optimizer,
         lr_scheduler=build_schedule(config.lr_scheduler, optimizer, total=plan.max_train_steps),
         accelerator=accelerator,
@@ -170,19 +177,13 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         max_nonfinite_steps=train.max_nonfinite_steps,
         log_every=train.log_every,
         seed=train.seed,
+        metadata=metadata,
     )
     own = {"saver": trainer.saver, "sampler": trainer.sampler, "validation": trainer.validation}
     trainer.stateful |= {n: p for n, p in own.items() if hasattr(p, "state_dict")}
     if state is not None:
         explained("train.resume", lambda: go_on(trainer, state))
     return trainer
-
-
-def _versions(config: Config) -> list[str]:
-    """What is added to the names of what is written, but for saves on the way."""
-    versions = ["", "-ema"] if config.ema and config.ema.save == "beside" else [""]
-    keeps_best = config.validation is not None and config.validation.keep_best
-    return versions + ([f"{version}-best" for version in versions] if keeps_best else [])
 
 
 def _keeper(config: Config, directory: Path, accelerator: Accelerator) -> StateKeeper:
@@ -194,35 +195,4 @@ def _keeper(config: Config, directory: Path, accelerator: Accelerator) -> StateK
         minutes=save.state_every_minutes,
         is_regular=save.state,
         writes=accelerator.is_main_process,
-    )
-
-
-def _make_plan(
-    config: Config, parts: RunParts, batch_sampler: BucketBatchSampler, held_out: HeldOut
-) -> Plan:
-    train = config.train
-    steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
-    return Plan(
-        model=parts.model,
-        groups=parts.groups,
-        dataset=parts.dataset,
-        prior=parts.prior,
-        held_out=held_out.summary() if config.validation else None,
-        batches=len(batch_sampler),
-        batch_size=train.batch_size,
-        minibatch_repeat=train.minibatch_repeat,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        steps_per_epoch=steps_per_epoch,
-        max_train_steps=total_steps(
-            max_train_steps=train.max_train_steps,
-            max_train_epochs=train.max_train_epochs,
-            steps_per_epoch=steps_per_epoch,
-        ),
-        outputs=output_names(
-            str(config.save.name),
-            {n: parts.networks[n] for n, section in config.networks.items() if section.train},
-            trains_base=bool(parts.trained_base),
-            versions=_versions(config),
-            base_ending=BASE_ENDINGS[config.save.format],
-        ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -76,6 +76,10 @@ class CaptionSet:
             dropped = "" if there else " (dropped in this epoch)"
             lines.append(f"caption of {self._names[number]}: {caption!r}{dropped}")
         return lines
+
+    def files(self) -> Iterator[str]:
+        """Yield the path of every caption file, within the dataset."""
+        return iter(()) if self._files is None else self._files.files()
 
     def chances(self) -> list[str]:
         """What makes captions differ from time to time, but for dropping them whole."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,15 @@ class CaptionFiles:
         folder, suffix = kind
         file = f"{folder}/{self._names[number]}{suffix}"
         return parse_captions(self._store.read(file), f"{self._store}/{file}")
+
+    def files(self) -> Iterator[str]:
+        """Yield the path of every file that is read, within the dataset."""
+        if self._lines is not None and (self._places == _IN_LINES).any():
+            yield FILE
+        for number, place in enumerate(self._places.tolist()):
+            if place not in (0, _IN_LINES):
+                folder, suffix = self._kinds[place] or ("", "")
+                yield f"{folder}/{self._names[number]}{suffix}"
 
     def _place(self, number: int, folder: str, found: Mapping[str, str]) -> bool:
         suffix = found.get(self._names[number])

@@ -76,6 +76,10 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
                 faults.fault((name, "args", *place), _directory_problem(path))
     if _is_file(config.save.directory):
         faults.fault(("save", "directory"), f"{quote(config.save.directory)} is a file")
+    thumbnail = config.save.metadata.thumbnail
+    if thumbnail is not None and not _is_file(thumbnail):
+        fault = f"{quote(thumbnail)} is not a file{_near_path(thumbnail)}"
+        faults.fault(("save", "metadata", "thumbnail"), fault)
     if config.sample is not None and not faults.is_faulty(("sample", "prompts")):
         problem = _prompts_problem(config.sample.prompts)
         if problem:

@@ -34,6 +34,11 @@ class LatentDataset(PreparedDataset):
         folder = self._folders[_FLIPPED if transform.is_flipped else _LATENTS]
         return {"latents": folder.read(name)}  # (C, h, w)
 
+    def image_files(self) -> Iterator[str]:
+        """Yield the path of every file with latents, within the dataset."""
+        for folder in self._folders.values():
+            yield from folder.files()
+
     def missing_images(self) -> Iterator[str]:
         for setting in self.augmentation.changes():
             if setting != "flip":
@@ -87,6 +92,10 @@ class ImageDataset(PreparedDataset):
     def read_image(self, name: str, transform: Transform) -> dict[str, Tensor]:
         pixel_values = to_tensor(open_image(self._files[name]))  # (3, H, W)
         return {"pixel_values": transform.picture(pixel_values)}
+
+    def image_files(self) -> Iterator[str]:
+        """Yield the path of every image, within the dataset."""
+        return (self._files[name].relative_to(self.path).as_posix() for name in self.names)
 
     def missing_images(self) -> Iterator[str]:
         missing = [name for name in self.names if name not in self._files]

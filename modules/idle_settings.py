@@ -50,7 +50,7 @@ def idle_settings(config: Config) -> list[str]:
     held_out = config.validation
     if held_out and held_out.split is not None and held_out.module != type(held_out).module:
         lines.append("validation.module has no effect with split, which is of the dataset")
-    lines += _not_taken("save", save, needed=("name", "directory"))
+    lines += _not_taken("save", save, needed=("name", "directory", "metadata"))
     lines += _not_taken("sample", config.sample, needed=())
     return lines
 

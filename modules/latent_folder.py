@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -59,6 +59,12 @@ class LatentFolder:
         if name in self._packed:
             return f"{self._packed.file(name)}, {name}"
         return f"{self.name}/{name}.npy"
+
+    def files(self) -> Iterator[str]:
+        """Yield the path of every file that is read, of packed latents once."""
+        yield from self._packed.files()
+        single = (name for name in self._names if name not in self._packed)
+        yield from (self.file(name) for name in single)
 
     def read_origins(self) -> np.ndarray:
         """Return a number for each image that stands for what made its latents, 0 if not known.

@@ -89,8 +89,8 @@ class Diffusion:
         self.debiased = debiased
         self.loss, self.huber_c, self.huber_schedule = loss, huber_c, huber_schedule
         steps = len(self.alphas_cumprod)
-        self._low = min(int(low * steps), steps - 1)
-        self._high = max(int(high * steps), self._low + 1)
+        first = min(int(low * steps), steps - 1)
+        self.timesteps = range(first, max(int(high * steps), first + 1))
 
     def sample_noise(self, clean: Tensor) -> Tensor:
         noise = torch.randn_like(clean)
@@ -99,7 +99,8 @@ class Diffusion:
         return pyramid_noise(noise, self.pyramid_noise) if self.pyramid_noise else noise
 
     def sample_timesteps(self, batch_size: int, device: torch.device) -> Tensor:
-        return torch.randint(self._low, self._high, (batch_size,), device=device)
+        drawn = self.timesteps
+        return torch.randint(drawn.start, drawn.stop, (batch_size,), device=device)
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         alpha_bar = self._alpha_bar(timesteps, clean.dim())

@@ -139,6 +139,11 @@ class PackedLatents:
         """Return the shape of an image's latents; nothing is read."""
         return self._find(name)[0].shape
 
+    def files(self) -> list[str]:
+        """Return the files that latents are read from."""
+        used = np.unique(self._places[self._places >= 0] >> 32)
+        return [self._shards[place].file for place in used.tolist()]
+
     def file(self, name: str) -> str:
         """Return the file that holds an image's latents."""
         return self._find(name)[0].file

@@ -236,7 +236,8 @@ class NoSamples:
 
 
 def saver_arguments(config: Config) -> dict[str, Any]:
-    return _arguments(config.save, without=("name", "directory", "state", "state_every_minutes"))
+    own = ("name", "directory", "state", "state_every_minutes", "metadata")
+    return _arguments(config.save, without=own)
 
 
 def sampler_arguments(config: Config) -> dict[str, Any]:

@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modules.savers import BASE_ENDINGS, output_names
+from modules.schedule import total_steps
+
 if TYPE_CHECKING:
+    from modules.buckets import BucketBatchSampler
+    from modules.held_out import HeldOut
     from modules.models.base import DiffusionModel
     from modules.optimizer import ParameterGroup
+    from modules.run_parts import RunParts
+    from modules.sections import Config
 
 logger = logging.getLogger(__name__)
 
@@ -66,3 +73,42 @@ class Plan:
         )
         lines.append(f"output     {directory}: {', '.join(self.outputs)}")
         return lines
+
+
+def plan_run(
+    config: Config, parts: RunParts, batch_sampler: BucketBatchSampler, held_out: HeldOut
+) -> Plan:
+    """The plan of a run with these parts."""
+    train = config.train
+    steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
+    return Plan(
+        model=parts.model,
+        groups=parts.groups,
+        dataset=parts.dataset,
+        prior=parts.prior,
+        held_out=held_out.summary() if config.validation else None,
+        batches=len(batch_sampler),
+        batch_size=train.batch_size,
+        minibatch_repeat=train.minibatch_repeat,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        steps_per_epoch=steps_per_epoch,
+        max_train_steps=total_steps(
+            max_train_steps=train.max_train_steps,
+            max_train_epochs=train.max_train_epochs,
+            steps_per_epoch=steps_per_epoch,
+        ),
+        outputs=output_names(
+            str(config.save.name),
+            {n: parts.networks[n] for n, section in config.networks.items() if section.train},
+            trains_base=bool(parts.trained_base),
+            versions=_versions(config),
+            base_ending=BASE_ENDINGS[config.save.format],
+        ),
+    )
+
+
+def _versions(config: Config) -> list[str]:
+    """What is added to the names of what is written, but for saves on the way."""
+    versions = ["", "-ema"] if config.ema and config.ema.save == "beside" else [""]
+    keeps_best = config.validation is not None and config.validation.keep_best
+    return versions + ([f"{version}-best" for version in versions] if keeps_best else [])

@@ -77,6 +77,7 @@ class PreparedDataset(Dataset[Sample]):
     ) -> None:
         self.store = open_store(path)
         self.path = Path(path)  # for what is read of local datasets only
+        self.index_file = metadata
         wanted = {"mask": mask, "extras": extras, "text_cache": text_cache}
         refuse_remote(self.store, [feature for feature, value in wanted.items() if value])
         process = CaptionProcessor(
@@ -110,7 +111,7 @@ class PreparedDataset(Dataset[Sample]):
         self.side_inputs = SideInputs(
             self.path, self.names, mask=mask, normalize_mask=normalize_mask, extras=extras
         )
-        self._geometry: np.ndarray | None = None
+        self.geometry: np.ndarray | None = None
         by_folder = repeats == FOLDERS
         self.captions = CaptionSet(
             self.store, self.names, process=process, prompt=prompt, by_folder=by_folder, seed=seed
@@ -120,7 +121,7 @@ class PreparedDataset(Dataset[Sample]):
             advice = "add captions/<name>.txt or .caption, or set allow_missing_captions: true"
             faults.append(self.describe("captions", missing, advice))
         raise_faults(self.store, faults)
-        self._text = (
+        self.text = (
             open_text_cache(self.path / "text", self.names, self.captions) if text_cache else None
         )
 
@@ -131,8 +132,8 @@ class PreparedDataset(Dataset[Sample]):
 
     def read_geometry(self) -> bool:
         """Let samples tell the sizes and crops of images from now on; say if they are known."""
-        self._geometry = read_geometry(self.store, self.names)
-        return self._geometry is not None
+        self.geometry = read_geometry(self.store, self.names)
+        return self.geometry is not None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -197,8 +198,7 @@ class PreparedDataset(Dataset[Sample]):
         Raises:
             ValueError: lists those that differ.
         """
-        faults = find_odd_files(self, vae_scale_factor, latent_channels)
-        raise_faults(self.store, [*faults])
+        raise_faults(self.store, [*find_odd_files(self, vae_scale_factor, latent_channels)])
 
     def check_every_shape(self, vae_scale_factor: int, latent_channels: int) -> None:
         """Do as `check_latent_shapes` with every file, however many there are."""
@@ -211,8 +211,8 @@ class PreparedDataset(Dataset[Sample]):
         Raises:
             ValueError: a text encoder is trained or changed, or the model is another one.
         """
-        if self._text is not None:
-            self._text.check(model, networks)
+        if self.text is not None:
+            self.text.check(model, networks)
 
     def _draw_transform(self, index: int) -> Transform:
         # As for captions: not of workers or a resume, and apart from other draws of this seed.
@@ -223,8 +223,8 @@ class PreparedDataset(Dataset[Sample]):
         number = index % len(self)
         name = self.names[number]
         original, corner = None, None
-        if self._geometry is not None:
-            height, width, *place = self._geometry[number].tolist()
+        if self.geometry is not None:
+            height, width, *place = self.geometry[number].tolist()
             original = (height, width)
             corner = transform.corner(
                 (place[0], place[1]), original=(width, height), size=self._size(number)
@@ -235,7 +235,7 @@ class PreparedDataset(Dataset[Sample]):
             mask=self.side_inputs.read_mask(name, transform),
             original_size=original,
             crop_top_left=corner,
-            text=self._text.read(name, caption) if self._text else {},
+            text=self.text.read(name, caption) if self.text else {},
             extras=self.side_inputs.read_extras(name, transform),
             **self.read_image(name, transform),  # type: ignore[arg-type]
         )

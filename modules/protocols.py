@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from modules.run_metadata import RunMetadata
+
 
 class Objective(Protocol):
     """What is noised, what is predicted, how it is weighted."""
@@ -49,9 +51,11 @@ class Network(Protocol):
 
     It may also have `suffixes`, the endings of its files ("" for a directory; else it is saved as
     .safetensors), `check_extras(extras)`, which raises ValueError if it can't use what the
-    dataset gives, `describe(model)`, the metadata of its files, `after_step()`, called after each
-    optimizer step, and by pattern of its parameters' paths `rate_factors`, what their learning rate
-    is multiplied by, and `undecayed`, those that are kept from weight decay.
+    dataset gives, `describe(model)`, the metadata of its files, `file_kind`, what ModelSpec calls
+    them ("lora"), `verify(path, *, dtype)`, which reads what `save` wrote again, raises ValueError
+    if it is not what is live, and returns a `modules.verification.Verified`, `after_step()`, called
+    after each optimizer step, and by pattern of its parameters' paths `rate_factors`, what their
+    learning rate is multiplied by, and `undecayed`, those that are kept from weight decay.
     """
 
     requires: Sequence[str]  # keys of Batch.extras
@@ -84,6 +88,7 @@ class Run(Protocol):
     model: Any  # modules.models.base.DiffusionModel
     networks: dict[str, Network]
     trained_base: dict[str, Parameter]  # of the base model, by module path
+    metadata: RunMetadata  # of what is written
 
     @property
     def epoch(self) -> int: ...

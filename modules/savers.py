@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import torch
 from safetensors import SafetensorError
 
 from modules.errors import RunError
-from modules.files import replacing, share_files
 from modules.protocols import Network, Run
+from modules.receipt_keys import BESIDE
 from modules.schedule import Every
+from modules.verified_files import VerifiedFiles, tell
 
 logger = logging.getLogger(__name__)
 
@@ -79,40 +79,42 @@ class WeightsSaver:
     def save(self, run: Run, *, suffix: str) -> list[Path]:
         """Write all trained networks and, if trained, the base; returns what was written.
 
-        Raises:
-            RunError: a tensor is not finite; nothing is written then.
-        """
-        written = []
-        for name, weights in run.versions().items():
-            with weights():
-                written += self._write(run, name + suffix)
-        for path in written:
-            logger.info("saved %s", path)
-        return written
+        Everything is written and verified before anything takes its name.
 
-    def _write(self, run: Run, suffix: str) -> list[Path]:
+        Raises:
+            RunError: a tensor is not finite, or what was written is not what was trained; what was
+                saved before stays.
+        """
+        with VerifiedFiles(self._dtype) as files:
+            for name, weights in run.versions().items():
+                with weights():
+                    self._write(run, name + suffix, files)
+        for path, verified in files.written.items():
+            logger.info("saved %s", path)
+            tell(path, verified)
+        return list(files.written)
+
+    def _write(self, run: Run, suffix: str, files: VerifiedFiles) -> None:
         trained = {n: network for n, network in run.networks.items() if is_trained(network)}
-        check_finite(run, trained)
-        written = []
+        check_finite(run, trained, self._dtype)
         for name, network in trained.items():
             alone = len(trained) == 1 and not run.trained_base
             stem = network_stem(run.name, name, alone=alone) + suffix
-            metadata = {**describe(network, run), "ss_output_name": stem}
-            write = partial(network.save, dtype=self._dtype, metadata=metadata)
+            metadata = run.metadata.of_network(run, name, title=stem)
             for ending in suffixes_of(network):
                 path = run.directory / (stem + ending)
-                _write_file(path, write) if ending else _write_directory(path, write)
-                written.append(path)
+                files.write(path, network, is_directory=not ending, metadata=metadata)
         if run.trained_base:
             path = run.directory / f"{run.name}{suffix}{self._base_ending}"
+            options: dict[str, Any]
             if self._base_ending:
-                metadata = {**progress(run), "modelspec.title": path.stem}
-                save = partial(run.model.save_single_file, metadata=metadata)
-                _write_file(path, partial(save, dtype=self._dtype))
+                metadata = run.metadata.of_base(run, title=path.stem)
+                options = {"is_directory": False, "kind": "single_file", "metadata": metadata}
             else:
-                _write_directory(path, partial(run.model.save_pretrained, dtype=self._dtype))
-            written.append(path)
-        return written
+                metadata = run.metadata.of_base(run, title=path.name)
+                text = json.dumps(dict(metadata), ensure_ascii=False, indent=1) + "\n"
+                options = {"is_directory": True, "kind": "pretrained", "beside": {BESIDE: text}}
+            files.write(path, run.model, **options)
 
     def state_dict(self) -> dict[str, Any]:
         """What `keep_last` has to know of earlier saves, for a run that is resumed."""
@@ -171,47 +173,24 @@ def is_trained(network: Any) -> bool:
     return any(parameter.requires_grad for parameter in network.parameters())
 
 
-def describe(network: Any, run: Run) -> dict[str, str]:
-    """Metadata of a network's file."""
-    own = network.describe(run.model) if hasattr(network, "describe") else {}
-    return {**own, **progress(run)}
+def check_finite(run: Run, networks: dict[str, Any], dtype: torch.dtype) -> None:
+    """Raise RunError if a tensor that would be saved holds NaN, infinity, or more than `dtype` can.
 
-
-def progress(run: Run) -> dict[str, str]:
-    """Metadata of every file of a run."""
-    return {
-        "ss_steps": str(run.step),
-        "ss_epoch": str(run.epoch),
-        "ss_sd_model_name": run.model.path,
-        "ss_training_comment": "sd-trainer",
-    }
-
-
-def check_finite(run: Run, networks: dict[str, Any]) -> None:
-    """Raise if a tensor that would be saved holds NaN or infinity; names it."""
+    It names the first of them.
+    """
     named = [(f"{n}.{key}", p) for n, net in networks.items() for key, p in net.named_parameters()]
     named += [(path, p) for path, p in run.trained_base.items()]
-    faulty = [name for name, parameter in named if not torch.isfinite(parameter).all()]
-    if faulty:
+    faulty = [(name, p) for name, p in named if not torch.isfinite(p.detach().to(dtype)).all()]
+    if not faulty:
+        return
+    name, parameter = faulty[0]
+    if torch.isfinite(parameter).all():
         raise RunError(
-            f"step {run.step}: {len(faulty)} of {len(named)} trained tensors are not finite, first "
-            f"{faulty[0]}; nothing was saved. Lower the learning rate, or use bf16 instead of fp16"
+            f"step {run.step}: {len(faulty)} of {len(named)} trained tensors have numbers beyond "
+            f"fp16's {torch.finfo(dtype).max:.0f}, first {name} with {parameter.abs().max():.6g}; "
+            "nothing was saved. Write save.dtype: bf16 or fp32"
         )
-
-
-def _write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` write a file under a temporary name, then give it its own."""
-    with replacing(path) as temporary:
-        write(temporary)
-
-
-def _write_directory(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a directory under a temporary name, then give it its own."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    write(temporary)
-    share_files(temporary)
-    if path.is_dir():
-        shutil.rmtree(path)
-    os.replace(temporary, path)
+    raise RunError(
+        f"step {run.step}: {len(faulty)} of {len(named)} trained tensors are not finite, first "
+        f"{name}; nothing was saved. Lower the learning rate, or use bf16 instead of fp16"
+    )

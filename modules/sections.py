@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from modules.numbers import Count, Fraction, Natural, NonNegative, Rate
 from modules.sampler_names import SamplerName
+from modules.save_section import SaveConfig
 from modules.schema import Within
 from modules.validation_section import ValidationConfig
 
@@ -165,33 +166,6 @@ class TrainConfig:
     `auto` begins anew."""
     accept_changes: list[str] = field(default_factory=list)
     """Keys that may differ from the run that is resumed: `[train.max_train_steps, dataset]`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SaveConfig:
-    name: str | None = None
-    """Name of the run and its files; null takes the YAML's file name."""
-    directory: str = "output"
-    """Directory of all runs; a run makes its own folder in it."""
-    every_epochs: Count | None = None
-    """Epochs between two saves; the end of the run is always saved."""
-    every_steps: Count | None = None
-    """Optimizer steps between two saves."""
-    keep_last: Count | None = None
-    """How many earlier saves are kept; null keeps all."""
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Precision of the files."""
-    format: Literal["diffusers", "single_file"] = "diffusers"
-    """A trained base as a diffusers directory, or as one .safetensors in the original layout."""
-    state: bool = True
-    """Beside the weights keep what resuming needs: one state, of the newest save. false: only when
-    the run ends early."""
-    state_every_minutes: NonNegative = 15.0
-    """Keep it at the latest after so many minutes; 0: with weights only."""
-    module: str = "modules.savers.WeightsSaver"
-    """Dotted path of the saver's class."""
-    args: dict[str, Any] = field(default_factory=dict)
-    """Further keyword arguments of a saver of your own."""
 
 
 @dataclass(frozen=True, kw_only=True)

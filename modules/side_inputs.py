@@ -45,6 +45,11 @@ class SideInputs:
         keys = {extra.key for extra in self._extras}
         return frozenset(keys | {"mask"} if self._mask else keys)
 
+    def files(self) -> Iterator[str]:
+        """Yield the path of every file, within the dataset."""
+        for side in (*([self._mask] if self._mask else []), *self._extras):
+            yield from (side.file(name) for name in self._names if name in side)
+
     def read_mask(self, name: str, transform: Transform) -> Tensor | None:
         """Return an image's mask, (1, h, w), or None if it has none.
 

@@ -24,10 +24,11 @@ from modules.nonfinite import check_steps
 from modules.optimizer import ParameterGroup, clip_gradients, make_step, settings_of
 from modules.protocols import Network, Objective, Sampler, Saver
 from modules.randomness import seed_step
+from modules.run_metadata import RunMetadata
 from modules.state_keeper import StateKeeper
 from modules.step_guard import StepGuard
 from modules.step_log import Measured, StepLog
-from modules.text_stop import TextStop, text_parameters
+from modules.text_stop import TextStop
 from modules.trackers import show_images
 from modules.validation import NoValidation, Validation
 
@@ -64,11 +65,11 @@ class Trainer:
     saver: Saver
     sampler: Sampler
     keeper: StateKeeper
+    text_stop: TextStop
     max_train_steps: int
     steps_per_epoch: int
     prior: Source | None = None
     average: MovingAverage | None = None
-    stop_text_encoders_after: int | None = None
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     max_nonfinite_steps: int = 20
@@ -76,6 +77,7 @@ class Trainer:
     seed: int = 0
     validation: Validation | NoValidation = field(default_factory=NoValidation)
     identity: Mapping[str, Any] = field(default_factory=dict)
+    metadata: RunMetadata = field(default_factory=RunMetadata)
 
     def __post_init__(self) -> None:
         networks, accelerator = self.networks.values(), self.accelerator
@@ -85,12 +87,6 @@ class Trainer:
         self.stateful: dict[str, Any] = {}  # by name, what else a state holds of a run
         self.metrics = Metrics(self.directory)
         self.step_log = StepLog(self.metrics, accelerator, self.groups, every=self.log_every)
-        self.text_stop = TextStop(
-            self.model,
-            text_parameters(self.trained_base, networks),
-            after=self.stop_text_encoders_after,
-            alone=accelerator.num_processes == 1,
-        )
         self._parameters = [p for group in self.groups for p in group.parameters]
         self._after_step = [n.after_step for n in networks if hasattr(n, "after_step")]
         self._rates: list[float] = self.lr_scheduler.get_last_lr()

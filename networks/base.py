@@ -15,16 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.verification import Verified
+from networks.alphas import with_common_alphas, with_own_alphas
 from networks.description import describe
 from networks.dora import AXES, Axis, decompose, weight_change
 from networks.dropout import Dropout
 from networks.files import write_layers
 from networks.hooks import adding
-from networks.keys import kohya_name
+from networks.keys import file_names
 from networks.layer import AdapterLayer, dynamic_rank, is_spatial
 from networks.matching import layers_for, module_at
 from networks.ranks import Rank, Ranks, check_blocks, check_patterns, ranks_at
 from networks.resuming import note_differences, restore
+from networks.verification import verify_adapter
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -47,6 +50,7 @@ class Adapter(nn.Module):
     """
 
     layer_class: ClassVar[type[AdapterLayer]]
+    file_kind: ClassVar[str] = "lora"  # as ModelSpec calls adapters of every algorithm
     file_module: ClassVar[str] = "lycoris.kohya"  # by which readers tell what a file is
     algorithm: ClassVar[str | None] = None
     dynamic_factor: ClassVar[int] = 1
@@ -86,14 +90,13 @@ class Adapter(nn.Module):
         """Put a layer beside each target of `model`.
 
         Raises:
-            ValueError: a target, or a pattern of `blocks`, matches no layer.
+            ValueError: a target or pattern of `blocks` matches no layer, or one unknown in files.
         """
         targets = model.adapter_layers(self.targets, conv=self.conv_rank is not None)
         check_patterns(self._blocks, targets)
-        for path, base in targets.items():
-            name = kohya_name(model, path)
-            self._paths[name] = path
-            self._base[name] = base
+        for path, name in file_names(model, targets).items():
+            base = targets[path]
+            self._paths[name], self._base[name] = path, base
             if name not in self.layers:
                 with base.weight.device:
                     self.layers[name] = self._make_layer(path, base)
@@ -153,6 +156,10 @@ class Adapter(nn.Module):
         """Write every layer to a .safetensors file under the field's key names."""
         write_layers(path, self._as_written(), dtype=dtype, metadata=metadata)
 
+    def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
+        """Check that a written file is what readers know, and makes the change that is live."""
+        return verify_adapter(self, path, dtype=dtype)
+
     def load(self, path: Path) -> None:
         """Take over an adapter of whatever program; the file decides.
 
@@ -162,13 +169,13 @@ class Adapter(nn.Module):
         Raises:
             ValueError: the file is no such adapter, or is for another model.
         """
+        targets = {n: layer for n, layer in self._named_layers() if n in self._paths}
         found = layers_for(self._model, path)
         tensors = {name: layer.tensors for name, layer in found.items()}
         read = {
             name: restore(self, found[name].base, own, where=f"{path}: {name}")
-            for name, own in self._as_configured(tensors).items()
+            for name, own in with_own_alphas(tensors, targets, self._paths).items()
         }
-        targets = {n: layer for n, layer in self._named_layers() if n in self._paths}
         note_differences(path, targets, read)
         self.detach()
         self.layers = nn.ModuleDict({**targets, **read})
@@ -204,14 +211,8 @@ class Adapter(nn.Module):
         return {"rs_lora": "True"} if self.rank_stabilized else {}
 
     def _as_written(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of a file by layer."""
-        return {name: layer.state_dict() for name, layer in self._named_layers()}
-
-    def _as_configured(
-        self, layers: Mapping[str, Mapping[str, Tensor]]
-    ) -> Mapping[str, Mapping[str, Tensor]]:
-        """The tensors of a file as the layers are to hold them."""
-        return layers
+        """The tensors of a file by layer, all of a component with one alpha."""
+        return with_common_alphas(self._named_layers(), {**self._paths, **self._beside})
 
     def _make_layer(self, path: str, base: nn.Module) -> AdapterLayer:
         dynamic = self.dynamic_factor * dynamic_rank(base)

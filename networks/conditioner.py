@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.verification import Comparison, Verified
 from networks.files import read_tensors, write_tensors
 
 
@@ -37,6 +38,11 @@ class Conditioner(nn.Module):
     def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write all parameters to a .safetensors file, by their names in the module."""
         write_tensors(path, self.state_dict(), dtype=dtype, metadata=metadata)
+
+    def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
+        """Check that a written file holds the parameters as they are; raises ValueError if not."""
+        comparison = Comparison()
+        return comparison.result(keys=comparison.add_file(path, self.state_dict(), dtype=dtype))
 
     def load(self, path: Path) -> None:
         """Take over the parameters of a file.

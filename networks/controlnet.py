@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,8 +14,10 @@ from diffusers import ControlNetModel
 from torch import Tensor
 
 from modules.batch import Batch, DenoiserInputs
+from modules.verification import Comparison, Verified
 from networks.conditioner import Conditioner
 from networks.files import write_tensors
+from networks.key_rules import CONTROLNET_KEYS, check_keys
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class ControlNet(Conditioner):
         multiplier: strength at which it is applied.
     """
 
+    file_kind: ClassVar[str] = "controlnet"
     suffixes: ClassVar[Sequence[str]] = ("",)  # a directory
     net: ControlNetModel
 
@@ -118,6 +122,16 @@ class ControlNet(Conditioner):
         path.mkdir(parents=True, exist_ok=True)
         self.net.save_config(path)
         write_tensors(path / _WEIGHTS, self.net.state_dict(), dtype=dtype, metadata=metadata)
+
+    def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
+        """Check that a written directory is a ControlNet of diffusers with these tensors."""
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if config.get("_class_name") != "ControlNetModel":
+            raise ValueError(f"config.json: is of {config.get('_class_name')}")
+        comparison, live = Comparison(), self.net.state_dict()
+        check_keys(live, CONTROLNET_KEYS)
+        keys = comparison.add_file(path / _WEIGHTS, live, dtype=dtype)
+        return comparison.result(keys=keys)
 
     def load(self, path: Path) -> None:
         """Take over a ControlNet of a diffusers directory.

@@ -68,8 +68,12 @@ def write_embedding(
     file: Path, rows: Sequence[Tensor], *, dtype: torch.dtype, metadata: Mapping[str, str]
 ) -> None:
     """Write a token's vectors, (n, width) for each text encoder."""
-    tensors = dict(zip(_KEYS[len(rows)], rows, strict=True))
-    write_tensors(file, tensors, dtype=dtype, metadata=metadata)
+    write_tensors(file, named_rows(rows), dtype=dtype, metadata=metadata)
+
+
+def named_rows(rows: Sequence[Tensor]) -> dict[str, Tensor]:
+    """A token's vectors by their names in a file."""
+    return dict(zip(_KEYS[len(rows)], rows, strict=True))
 
 
 def check_encoders(count: int) -> None:

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from modules.safetensors_header import fill_in_hashes, with_places
+
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -64,11 +66,13 @@ def write_tensors(
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file; a .safetensors has its own hashes in its metadata."""
     converted = {key: t.detach().to("cpu").contiguous() for key, t in tensors.items()}
     if path.suffix == ".pt":
         torch.save(converted, path)
     else:
-        save_file(converted, path, metadata={"format": "pt", **metadata})
+        save_file(converted, path, metadata={"format": "pt", **with_places(metadata)})
+        fill_in_hashes(path)
 
 
 def _must_be_exact(key: str, tensor: Tensor, dtype: torch.dtype) -> bool:

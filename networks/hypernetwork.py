@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.verification import Comparison, Verified, check_dtype, check_names
 from networks.conditioner import Conditioner
 from networks.files import read_tensors
+from networks.key_rules import HYPERNETWORK_KEYS, check_keys
 from networks.perceptron import Activation, Perceptron, Structure, WeightInit
 
 logger = logging.getLogger(__name__)
@@ -123,6 +125,27 @@ class Hypernetwork(Conditioner):
             "optional_info": None,
         }
         torch.save(content, path)
+
+    def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
+        """Check that a written file has these perceptrons, in the form that its readers know."""
+        content: dict[Any, Any] = dict(read_tensors(path))
+        comparison, keys = Comparison(), 0
+        sizes = [str(key) for key in content if isinstance(key, int)]
+        check_names(sizes, list(self.pairs))
+        for key, value in self.structure.for_file().items():
+            if content.get(key) != value:
+                raise ValueError(f"{key}: is {content.get(key)} in the file, not {value}")
+        for size in sizes:
+            pair = cast(nn.ModuleList, self.pairs[size])
+            for number, stored in enumerate(content[int(size)]):
+                live, where = pair[number].state_dict(), f"{size}.{number}."
+                check_keys(stored, HYPERNETWORK_KEYS)
+                check_names(stored, live, where=where)
+                keys += len(stored)
+                for key, tensor in stored.items():
+                    check_dtype(where + key, tensor.dtype, dtype)
+                    comparison.add_tensor(where + key, tensor, live[key])
+        return comparison.result(keys=keys)
 
     def load(self, path: Path) -> None:
         """Take over a hypernetwork with the structure and the sizes that it has.

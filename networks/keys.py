@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from networks.key_rules import check_layers
 
 
 def split_component(path: str) -> tuple[str, str]:
@@ -18,6 +20,22 @@ def kohya_name(model: Any, path: str) -> str:
     component, name = split_component(path)
     classic = model.classic_path(component, name)
     return f"{model.component_prefixes[component]}_{classic.replace('.', '_')}"
+
+
+def file_names(model: Any, paths: Iterable[str]) -> dict[str, str]:
+    """The names of layers in an adapter file, by module path.
+
+    Raises:
+        ValueError: readers of such files know no layer of that name.
+    """
+    names = {path: kohya_name(model, path) for path in paths}
+    check_layers(names, family_of(model))
+    return names
+
+
+def family_of(model: Any) -> str | None:
+    """The model's family as files name it, by which readers know their keys; None if they don't."""
+    return model.base_version().get("ss_base_model_version")
 
 
 def network_metadata(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,10 @@ class AdapterLayer(nn.Module):
         rank: of the factors.
         alpha: the change is scaled by alpha / rank.
     """
+
+    scaled_factors: ClassVar[Sequence[str]] = ()
+    """The factor that takes up what a file's alpha leaves of the scale: the first that is there."""
+    is_whole: bool = False  # without a rank, so that alpha has no effect
 
     alpha: Tensor
     dora_scale: nn.Parameter | None

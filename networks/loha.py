@@ -22,6 +22,8 @@ from networks.layer import AdapterLayer, kernel_of, operation_of, sizes_of
 class LoHaLayer(AdapterLayer):
     """The layer's own operation with dW as its weight; `w2_a` starts at zero."""
 
+    scaled_factors: ClassVar = ("hada_w1_a",)
+
     def __init__(self, base: nn.Module, *, rank: int, alpha: float):
         super().__init__(base, rank=rank, alpha=alpha)
         inputs, outputs = sizes_of(base)

@@ -34,6 +34,8 @@ class LoKrLayer(AdapterLayer):
     whole, there is no rank, and the scale is 1.
     """
 
+    scaled_factors: ClassVar = ("lokr_w1", "lokr_w1_a")
+
     lokr_w1: nn.Parameter | None
     lokr_w1_a: nn.Parameter
     lokr_w1_b: nn.Parameter
@@ -62,6 +64,7 @@ class LoKrLayer(AdapterLayer):
         if rank < max(k, n) / 2:
             del shapes["lokr_w2"]
             shapes |= {"lokr_w2_a": (k, rank), "lokr_w2_b": (rank, n * math.prod(self._kernel))}
+        self._low_rank_scale = self.scale
         self._make_factors(shapes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,11 +98,6 @@ class LoKrLayer(AdapterLayer):
             second = product.view(-1, *second.shape[1:])
         return kron(first, second)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether neither factor is of low rank."""
-        return self.lokr_w1 is not None and self.lokr_w2 is not None
-
     @staticmethod
     def rank_of(tensors: Mapping[str, Tensor]) -> int:
         for name in ("lokr_w1_a", "lokr_w2_a"):
@@ -115,7 +113,6 @@ class LoKrLayer(AdapterLayer):
         rank, alpha = cls.rank_of(tensors), float(tensors["alpha"])
         with torch.device("meta"):
             layer = cls(base, rank=rank, alpha=alpha)
-            layer.scale = alpha / rank  # a layer of the usual factor may have been a whole one
             layer._make_factors(found)
             shape = layer.delta_weight().shape
         assert isinstance(base.weight, Tensor)
@@ -133,8 +130,9 @@ class LoKrLayer(AdapterLayer):
                 if name not in _ZERO:
                     nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
             self.register_parameter(name, parameter)
+        self.is_whole = {"lokr_w1", "lokr_w2"} <= shapes.keys()
+        self.scale = 1.0 if self.is_whole else self._low_rank_scale
         if self.is_whole:
-            self.scale = 1.0
             self.alpha.fill_(self.rank)
 
     def _first(self) -> Tensor:

@@ -7,7 +7,6 @@ initialisation are those of kohya-ss/sd-scripts and KohakuBlueleaf/LyCORIS.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,12 +16,13 @@ from torch import Tensor, nn
 
 from networks.base import Adapter
 from networks.dropout import Dropout, drop_ranks
-from networks.keys import split_component
 from networks.layer import AdapterLayer, sizes_of
 
 
 class LoRALayer(AdapterLayer):
     """`up(down(x)) * alpha / rank`; `up` starts at zero."""
+
+    scaled_factors: ClassVar = ("lora_up.weight",)
 
     def __init__(self, base: nn.Module, *, rank: int, alpha: float):
         super().__init__(base, rank=rank, alpha=alpha)
@@ -100,47 +100,3 @@ class LoRA(Adapter):
             rank_dropout=self.rank_dropout,
             module_dropout=self.module_dropout,
         )
-
-    def _as_written(self) -> dict[str, dict[str, Tensor]]:
-        """All layers of a component with one alpha: diffusers takes one for all of them."""
-        alphas = self._common_alphas()
-        layers = super()._as_written()
-        return {name: _with_alpha(tensors, alphas[name]) for name, tensors in layers.items()}
-
-    def _as_configured(
-        self, layers: Mapping[str, Mapping[str, Tensor]]
-    ) -> Mapping[str, Mapping[str, Tensor]]:
-        """With the alphas of the config again, where `_as_written` would take them out."""
-        common = self._common_alphas()
-        return {name: self._own_alpha(name, own, common) for name, own in layers.items()}
-
-    def _own_alpha(
-        self, name: str, tensors: Mapping[str, Tensor], common: Mapping[str, float]
-    ) -> Mapping[str, Tensor]:
-        layer = self.layers[name] if name in self._paths else None
-        if layer is None or not {"lora_down.weight", "lora_up.weight"} <= tensors.keys():
-            return tensors  # beside the targets, or none of ours: said when they are restored
-        assert isinstance(layer, LoRALayer)
-        same_rank = LoRALayer.rank_of(tensors) == layer.rank
-        if same_rank and math.isclose(float(tensors["alpha"]), common[name], rel_tol=1e-6):
-            return _with_alpha(tensors, float(layer.alpha))
-        return tensors
-
-    def _common_alphas(self) -> dict[str, float]:
-        """By layer, the alpha that most layers of its component have."""
-        paths = {**self._paths, **self._beside}
-        components = {name: split_component(paths[name])[0] for name, _ in self._named_layers()}
-        counts: dict[str, Counter[float]] = {}
-        for name, layer in self._named_layers():
-            counts.setdefault(components[name], Counter())[float(layer.alpha)] += 1
-        common = {component: count.most_common(1)[0][0] for component, count in counts.items()}
-        return {name: common[component] for name, component in components.items()}
-
-
-def _with_alpha(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """The same change with another alpha: the rest of the scale goes into `up`."""
-    own = tensors["alpha"]
-    if float(own) == alpha:
-        return dict(tensors)
-    up = tensors["lora_up.weight"].float() * (float(own) / alpha)
-    return {**tensors, "lora_up.weight": up, "alpha": own.new_tensor(alpha)}

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.verification import Comparison, Verified, check_dtype, check_names
 from networks.conditioner import Conditioner
 from networks.files import read_metadata, read_tensors, write_tensors
+from networks.key_rules import PFG_KEYS, check_keys
 
 _WEIGHT, _BIAS = "pfg_linear.weight", "pfg_linear.bias"
 
@@ -32,6 +34,7 @@ class PFG(Conditioner):
         multiplier: strength at which it is applied.
     """
 
+    file_kind: ClassVar[str] = "pfg"
     suffixes: ClassVar[Sequence[str]] = (".safetensors", ".pt")  # its readers want the .pt
     pfg_linear: nn.Linear
 
@@ -95,6 +98,16 @@ class PFG(Conditioner):
     def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write the layer, to a .pt as the programs that use it read it, else to a .safetensors."""
         write_tensors(path, self.state_dict(), dtype=dtype, metadata=metadata)
+
+    def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
+        """Check that a written file holds the layer, as its readers call it."""
+        comparison, stored, live = Comparison(), read_tensors(path), self.state_dict()
+        check_keys(stored, PFG_KEYS)
+        check_names(stored, live)
+        for key, tensor in stored.items():
+            check_dtype(key, tensor.dtype, dtype)
+            comparison.add_tensor(key, tensor, live[key])
+        return comparison.result(keys=len(stored))
 
     def load(self, path: Path) -> None:
         """Take over the layer of a .safetensors or .pt file; it says how many tokens there are.

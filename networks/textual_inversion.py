@@ -20,14 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.verification import Comparison, Verified, check_names
 from networks.conditioner import Conditioner
 from networks.embedding_files import (
     check_encoders,
     file_name,
     find_embedding,
+    named_rows,
     read_embedding,
     write_embedding,
 )
+from networks.key_rules import EMBEDDING_KEYS, check_keys
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class TextualInversion(Conditioner):
             `{<cat-toy>: cat}`.
     """
 
+    file_kind: ClassVar[str] = "textual-inversion"
     suffixes: ClassVar[Sequence[str]] = ("",)  # a directory
 
     def __init__(self, *, tokens: Mapping[str, Token | str]):
@@ -122,10 +126,20 @@ class TextualInversion(Conditioner):
     def save(self, path: Path, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write a directory with a file for each token, named as readers will call it."""
         path.mkdir(parents=True, exist_ok=True)
-        split = [rows.split(list(self._counts.values())) for rows in self.embeddings]
-        for token, *rows in zip(self._counts, *split, strict=True):
-            file = path / f"{self._files[token]}.safetensors"
+        for token, rows in self._rows_by_token().items():
+            file = path / self._file_of(token)
             write_embedding(file, rows, dtype=dtype, metadata={**metadata, "ti_token": token})
+
+    def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
+        """Check that a written directory has a file for each token, with its vectors."""
+        comparison, keys = Comparison(), 0
+        files = [file.name for file in path.glob("*.safetensors")]
+        check_names(files, [self._file_of(token) for token in self._counts])
+        for token, rows in self._rows_by_token().items():
+            file, tensors = self._file_of(token), named_rows(rows)
+            check_keys(tensors, EMBEDDING_KEYS)
+            keys += comparison.add_file(path / file, tensors, dtype=dtype, where=f"{file}: ")
+        return comparison.result(keys=keys)
 
     def load(self, path: Path) -> None:
         """Take over the vectors of files, and how many there are.
@@ -168,6 +182,14 @@ class TextualInversion(Conditioner):
                 raise ValueError(f"tokens.{name}.init: is empty; name a word for what it shows")
             if token.vectors is not None and token.vectors < 1:
                 raise ValueError(f"tokens.{name}.vectors: {token.vectors} is less than 1")
+
+    def _file_of(self, token: str) -> str:
+        return f"{self._files[token]}.safetensors"
+
+    def _rows_by_token(self) -> dict[str, list[Tensor]]:
+        """A token's vectors for each text encoder."""
+        split = [rows.split(list(self._counts.values())) for rows in self.embeddings]
+        return {token: rows for token, *rows in zip(self._counts, *split, strict=True)}
 
     def _first_rows(self, encoder: Any) -> Tensor:
         """Embeddings that the tokens begin as, (vectors of all, width)."""

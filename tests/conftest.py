@@ -18,6 +18,14 @@ from modules.console import quiet_libraries
 quiet_libraries()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder of the tests' own, for the commands that they start, too."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["SD_TRAINER_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random SD1 as a diffusers directory; tests don't write to it."""

@@ -13,6 +13,8 @@ from modules.models.model import Model
 from modules.models.pieces import load_vae, save_piece
 from modules.models.spaces import Latents
 from modules.models.vae_file import save_vae_file
+from modules.models.verification import verify_vae_file, verify_vae_folder
+from modules.verification import Verified
 
 
 class Autoencoder(Model):
@@ -50,6 +52,13 @@ class Autoencoder(Model):
     ) -> None:
         """Write the VAE alone as one .safetensors in the original layout."""
         save_vae_file(self.vae, path, dtype=dtype, metadata=metadata)
+
+    def verify_pretrained(self, directory: Path, *, dtype: torch.dtype) -> Verified:
+        return verify_vae_folder(self.vae, directory, dtype=dtype)
+
+    def verify_single_file(self, path: Path, *, dtype: torch.dtype) -> Verified:
+        """Check a written file against the VAE; raises ValueError if it differs."""
+        return verify_vae_file(self.vae, path, dtype=dtype)
 
     def pieces(self) -> dict[str, Any]:
         return {"vae": self.vae}

@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from modules.batch import Batch, DenoiserInputs
 from modules.models import layers
 from modules.models.fit import check_image_size
-from modules.models.full_file import file_layout, save_single_file
+from modules.models.full_file import save_single_file
 from modules.models.inpainting import find_side_channels
+from modules.models.layouts import file_layout
 from modules.models.model import Model
 from modules.models.portable import classic_name
 from modules.models.spaces import Latents, Pixels, Space
 from modules.models.text_encoder import TextEncoder
+from modules.models.verification import verify_single_file
 from modules.objectives import Diffusion, objective_of
+from modules.verification import Verified
 
 
 class DiffusionModel(Model):
@@ -65,6 +68,10 @@ class DiffusionModel(Model):
     ) -> None:
         """Write the pieces as one .safetensors in the original layout."""
         save_single_file(self, path, dtype=dtype, metadata=metadata)
+
+    def verify_single_file(self, path: Path, *, dtype: torch.dtype) -> Verified:
+        """Check a written file against what was trained; raises ValueError if it differs."""
+        return verify_single_file(self, path, dtype=dtype)
 
     def describe(self) -> str:
         """What it is, in a few words."""

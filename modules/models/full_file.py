@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from modules.models.layouts import V_PREDICTION, ZERO_SNR, Layout, layout_of
+from modules.models.layouts import V_PREDICTION, ZERO_SNR, Layout, file_layout
+from modules.models.model_spec import model_spec
 from modules.models.original_names import pack, places
 from modules.models.unpublished import CONFIGS_KEY, unpublished_configs
 
@@ -38,7 +39,7 @@ def save_single_file(
 
     layout = file_layout(model)
     tensors = file_tensors(model, dtype=dtype)
-    described = {**_describe(model, layout, path.stem), **metadata, "format": "pt"}
+    described = {**model_spec(model, title=path.stem), **metadata, "format": "pt"}
     configs = unpublished_configs(model.pieces(), model.scheduler_config(), layout)
     if configs:
         described[CONFIGS_KEY] = json.dumps(configs, ensure_ascii=False)
@@ -58,17 +59,6 @@ def file_tensors(
     if scheduler.get("rescale_betas_zero_snr"):
         tensors[ZERO_SNR] = torch.tensor([])
     return tensors
-
-
-def file_layout(model: DiffusionModel) -> Layout:
-    """The kind of file that a model is written as.
-
-    Raises:
-        ValueError: there is none for its family.
-    """
-    config = getattr(model.denoiser, "config", None)
-    linear = getattr(config, "use_linear_projection", False)
-    return layout_of(model.pipeline, linear_projection=linear)
 
 
 def _piece_tensors(
@@ -111,19 +101,3 @@ def _unused(
     block = f"{prefix}transformer.resblocks."
     for key in [key for key in found if key.startswith(f"{block}{count - 1}.")]:
         yield f"{block}{count}.{key.removeprefix(f'{block}{count - 1}.')}", found[key]
-
-
-def _describe(model: DiffusionModel, layout: Layout, title: str) -> dict[str, str]:
-    """The fields of ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec."""
-    velocity = model.scheduler.config.prediction_type == "v_prediction"
-    architecture, (width, height) = layout.architecture, model.image_size(None, None)
-    if velocity and layout.name == "sd2":
-        architecture = "stable-diffusion-v2-768-v"
-    return {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architecture,
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": title,
-        "modelspec.resolution": f"{width}x{height}",
-        "modelspec.prediction_type": "v" if velocity else "epsilon",
-    }

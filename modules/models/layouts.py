@@ -130,6 +130,17 @@ def layout_of(pipeline: str, *, linear_projection: bool) -> Layout:
     raise ValueError(f"models of {pipeline} can't be written as one file; use format: diffusers")
 
 
+def file_layout(model: Any) -> Layout:
+    """The kind of file that a model is written as.
+
+    Raises:
+        ValueError: there is none for its family.
+    """
+    config = getattr(model.denoiser, "config", None)
+    linear = getattr(config, "use_linear_projection", False)
+    return layout_of(model.pipeline, linear_projection=linear)
+
+
 def _seems(shapes: Shapes, *, has_unet: bool = False) -> str:
     for start, what in _OTHERS.items():
         if has_unet and not start.startswith((UNET, "conditioner.")):

@@ -16,6 +16,8 @@ from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
 from modules.models.folder import save_folder
 from modules.models.patterns import matches
 from modules.models.text_encoder import TextEncoder
+from modules.models.verification import verify_folder
+from modules.verification import Verified
 
 
 class Model:
@@ -73,6 +75,10 @@ class Model:
     def save_pretrained(self, directory: Path, *, dtype: torch.dtype) -> None:
         """Write the pieces as a diffusers directory."""
         save_folder(self, directory, dtype=dtype)
+
+    def verify_pretrained(self, directory: Path, *, dtype: torch.dtype) -> Verified:
+        """Check a written directory against what was trained; raises ValueError if it differs."""
+        return verify_folder(self, directory, dtype=dtype)
 
     def pieces(self) -> dict[str, Any]:
         """Everything that a checkpoint has a folder for, but the scheduler, by its name there."""

@@ -12,6 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from modules.models.base import DiffusionModel
 from modules.models.compvis import original_paths
 from modules.models.fit import check_latents, check_text_width, check_tokenizer
+from modules.models.layouts import file_layout
 from modules.models.prompts import read_states, skipped_layers
 from modules.models.text_encoder import TextEncoder
 
@@ -68,7 +69,7 @@ class StableDiffusion(DiffusionModel):
         return [*super().known_paths(component, path), *original]
 
     def base_version(self) -> dict[str, str]:
-        second = self.denoiser.config.cross_attention_dim == 1024
+        second = file_layout(self).name == "sd2"
         velocity = self.scheduler.config.prediction_type == "v_prediction"
         version = ("sd_v2_v" if velocity else "sd_v2") if second else "sd_v1"
         return {"ss_base_model_version": version, "ss_v2": str(second)}

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from modules import sections as schema
 from modules.component import argument_faults, resolve
+from modules.save_section import MetadataConfig
 from modules.schema import build_section
 from modules.sections import Config
 from modules.yaml_text import parse, parse_argument
@@ -29,6 +30,7 @@ SECTIONS = {
     "`ema`": schema.EmaConfig,
     "`train`": schema.TrainConfig,
     "`save`": schema.SaveConfig,
+    "`save.metadata`": MetadataConfig,
     "`sample`": schema.SampleConfig,
     "`validation`": schema.ValidationConfig,
 }
@@ -81,7 +83,8 @@ def sentences():
 def default_of(field):
     if field.default is not dataclasses.MISSING:
         return field.default
-    return field.default_factory()
+    default = field.default_factory()
+    return {} if dataclasses.is_dataclass(default) else default  # it has a table of its own
 
 
 @pytest.mark.parametrize("name", LANGUAGES)

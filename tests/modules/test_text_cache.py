@@ -74,7 +74,7 @@ def test_a_dropped_caption_takes_the_empty_ones_outputs(cached_directory, model_
     dataset = LatentDataset(
         str(cached_directory), prefix="photo of ", text_cache=True, caption_dropout=0.5
     )
-    expected = {name: dataset._text.read(name, "x") for name in (*dataset.names, EMPTY)}
+    expected = {name: dataset.text.read(name, "x") for name in (*dataset.names, EMPTY)}
     seen = set()
     for epoch in range(10):
         dataset.set_epoch(epoch)

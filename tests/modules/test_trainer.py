@@ -264,6 +264,7 @@ def test_a_run_writes_its_folder(write_config):
         "config.yaml",
         "metrics.jsonl",
         "loss.png",
+        "manifest.jsonl",
         "run.safetensors",
         "before_after.png",
         *(

@@ -103,7 +103,11 @@ def test_the_whole_vae_is_trained_and_the_latents_change(vae_config, model_direc
 def test_diffusers_pipelines_and_our_model_vae_load_it(vae_config, write_config, model_directory):
     trainer = train(vae_config(ema={"decay": 0.5}))
     saved = trainer.directory / "run"
-    assert sorted(path.name for path in saved.iterdir()) == ["config.json", WEIGHTS]
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "config.json",
+        WEIGHTS,
+        "sd_trainer.json",
+    ]
     vae = AutoencoderKL.from_pretrained(saved)
     assert vae.config.scaling_factor == 0.5
     trained = tensors(trainer.model.vae)
@@ -237,10 +241,12 @@ def test_a_run_writes_its_folder(vae_config):
         "config.yaml",
         "metrics.jsonl",
         "loss.png",
+        "manifest.jsonl",
         "before_after.png",
         "finished.json",
         *(f"state-step00000002/{name}" for name in STATE),
         "run/config.json",
+        "run/sd_trainer.json",
         f"run/{WEIGHTS}",
         *(f"samples/step0000000{step}.png" for step in range(3)),
         *(f"samples/step00000000/0{number}.png" for number in range(3)),

@@ -123,3 +123,13 @@ def test_a_file_with_other_factors_is_read_and_one_for_other_sizes_is_not(tmp_pa
     first.save(path, dtype=torch.float32, metadata={})
     with pytest.raises(ValueError, match=f"{name} is no LoKr of this layer: it is for a weight of"):
         second.load(path)
+
+
+def test_a_file_of_another_factor_keeps_its_scale():
+    """With the usual factor of 8, rank 4 would make whole matrices, which have no scale."""
+    base = nn.Linear(64, 16)
+    layer = LoKrLayer(base, rank=4, alpha=1.0, factor=4)
+    assert layer.scale == 0.25
+    again = LoKrLayer.from_shapes(base, layer.state_dict())
+    assert not again.is_whole
+    assert again.scale == 0.25

@@ -1,22 +1,17 @@
-"""The same numbers as peft and LyCORIS compute, with their own code as the oracle."""
+"""One layer: the same outputs and gradients as peft computes, with its own code as the oracle."""
 
 from __future__ import annotations
 
-import logging
-
 import pytest
-import tiny
 import torch
-from probes import outputs, perturb
-from safetensors.torch import load_file
+from probes import perturb
 from torch import nn
 
 from networks.dora import decompose, decomposed_addition
-from networks.loha import LoHa
-from networks.lokr import LoKr, LoKrLayer
-from networks.lora import LoRA, LoRALayer
+from networks.loha import LoHaLayer
+from networks.lokr import LoKrLayer
+from networks.lora import LoRALayer
 
-EVERYTHING = ("unet", "text_encoders")
 BASES = pytest.mark.parametrize(
     "base",
     [
@@ -109,57 +104,13 @@ def test_peft_lokr(base, rank, both):
     compare(layer, base, theirs, pairs)
 
 
-NETWORKS = {
-    "lora": (LoRA, {"rank": 4}),
-    "lora-ranks": (LoRA, {"rank": 4, "conv_rank": 2, "blocks": {"unet.up_blocks": {"rank": 2}}}),
-    "lora-rs": (LoRA, {"rank": 4, "rank_stabilized": True}),
-    "lora-output": (LoRA, {"rank": 4, "dora": "output"}),
-    "loha": (LoHa, {"rank": 4}),
-    "loha-output": (LoHa, {"rank": 4, "dora": "output"}),
-    "lokr": (LoKr, {"rank": 1, "factor": 4}),
-    "lokr-whole": (LoKr, {"rank": 100, "factor": 4}),
-    "lokr-both": (LoKr, {"rank": 1, "factor": 8, "decompose_both": True}),
-    "lokr-output": (LoKr, {"rank": 1, "factor": 4, "dora": "output"}),
-}
+@BASES
+def test_peft_loha(base):
+    from peft import LoHaConfig
 
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_lycoris_computes_the_same_from_our_files(name, tmp_path):
-    algorithm, options = NETWORKS[name]
-    model = tiny.make_sd()
-    plain = outputs(model)
-    network = algorithm(**{"alpha": 2, "conv_rank": 4, "targets": EVERYTHING, **options})
-    network.attach(model)
-    perturb(network, scale=0.1 if network.dora else 0.3)
-    if network.dora is not None:  # as trained: magnitudes near the weights'
-        with torch.no_grad():
-            for key, layer in network.layers.items():
-                layer.dora_scale.copy_(
-                    network._base[key].weight.flatten(1).norm(dim=1).view_as(layer.dora_scale) * 1.1
-                )
-    ours = outputs(model)
-    path = tmp_path / "adapter.safetensors"
-    network.save(path, dtype=torch.float32, metadata=network.describe(model))
-    network.detach()
-    apply_lycoris(load_file(path), network._base)
-    for mine, theirs, base in zip(ours, outputs(model), plain, strict=True):
-        effect = (mine - base).norm()
-        assert effect > 1e-3 * base.norm()
-        assert (mine - theirs).norm() < 1e-4 * effect
-
-
-def apply_lycoris(tensors, layers) -> None:
-    """Put LyCORIS' modules, made of a file's tensors, in place of the layers' own forward.
-
-    One by one: its network can't be made beside diffusers' UNet, since two of its layers get the
-    same name.
-    """
-    logging.getLogger("LyCORIS").setLevel(logging.ERROR)
-    from lycoris.modules import get_module, make_module
-
-    for name, base in layers.items():
-        kind, parameters = get_module(tensors, name)
-        with torch.no_grad():
-            module = make_module(kind, parameters, name, base)
-        module.eval()
-        module.apply_to()
+    layer = LoHaLayer(base, rank=3, alpha=2.0)
+    theirs = with_peft(base, LoHaConfig(r=3, alpha=2, target_modules=["layer"]))
+    perturb(layer)
+    pairs = [(p, getattr(theirs, name)["default"]) for name, p in layer.named_parameters()]
+    assert len(pairs) == 4
+    compare(layer, base, theirs, pairs)

@@ -1,0 +1,15 @@
+"""Keys of a receipt in the metadata of files; importing this is quick."""
+
+PREFIX = "sd_trainer."
+CONFIG = f"{PREFIX}config"
+PACKAGES = f"{PREFIX}packages"
+DEVICES = f"{PREFIX}devices"
+BASE = f"{PREFIX}base_model_hash"
+WEIGHTS = f"{PREFIX}weights"
+DATASET = f"{PREFIX}dataset_hash"
+FILES = f"{PREFIX}dataset_files"
+UNREAD = f"{PREFIX}dataset_files_unread"
+MANIFEST = f"{PREFIX}manifest"
+
+BESIDE = "sd_trainer.json"
+"""The metadata of a base model's directory, in it."""
