@@ -37,6 +37,10 @@ RUNS: dict[str, dict] = {
             "args": {"flip": 0.5, "crop_jitter": 0.2, "caption_dropout": 0.3},
         },
     },
+    "validation": {
+        "networks": LORA,
+        "validation": {"split": 0.4, "every_steps": 1, "keep_best": True},
+    },
     "two processes": {"networks": LORA, "train": {"batch_size": 1}},
 }
 
