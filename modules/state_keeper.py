@@ -110,6 +110,9 @@ class StateKeeper:
     def finish(self, step: int) -> None:
         """Note in the run's folder that nothing is left to do."""
         if self._writes:
+            # A kill may have come between the last state and the end of the one before.
+            with contextlib.suppress(OSError):
+                delete_other_states(self._directory, state_path(self._directory, step))
             write_atomically(self._directory / FINISHED, f'{{"steps": {step}}}\n')
 
     def _farewell(self, run: Trainer) -> str:
