@@ -99,9 +99,14 @@ class StateKeeper:
                 yield
         except KeyboardInterrupt:  # the second time: at once
             raise
-        except BaseException:
+        except BaseException as error:
             # In the middle of an update the weights are of no step, and the last state is better.
-            if run.is_between_steps and run.step > 0 and self.keep(run):
+            is_kept = run.is_between_steps and run.step > 0 and self.keep(run)
+            if self.requests.signal is not None:  # which may have ended workers or other ranks
+                message = self._farewell(run)
+                logger.warning("%s", message)
+                raise Interrupted(message, signal=self.requests.signal) from error
+            if is_kept:
                 logger.warning("step %d is kept; go on with: %s", run.step, self.command())
             raise
         if run.step < run.max_train_steps:
