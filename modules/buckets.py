@@ -105,7 +105,7 @@ class BucketIndex:
             )
         except FileNotFoundError as error:
             raise ValueError(f"{path}: no such file; run preprocess/bucketing.py") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: is not a JSON file ({error})") from error
         buckets, faults = _parse(content)
         if faults:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from modules.files import files_by_name, parse_lines
 from modules.images import IMAGE_SUFFIXES, Size, open_image, read_size, to_tensor
+from modules.npy import read_npy
 from modules.store import Store
 
 logger = logging.getLogger(__name__)
@@ -87,8 +88,8 @@ def read_array(path: Path) -> Tensor:
     Raises:
         ValueError: the file can't be read; names it.
     """
-    with _naming(path), _open_array(path) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
+    with _naming(path), _open_array(path) as (file, size):
+        array = read_npy(file, size=size)
         return torch.from_numpy(np.asarray(array, dtype=np.float32))
 
 
@@ -98,8 +99,13 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: as `read_array`.
     """
-    with _naming(path), np.load(path, allow_pickle=False) as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+    with _naming(path), zipfile.ZipFile(path) as archive:
+        arrays = {}
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                array = read_npy(member, size=info.file_size)  # type: ignore[arg-type]
+            arrays[info.filename.removesuffix(".npy")] = torch.from_numpy(array)
+        return arrays
 
 
 def read_mask(masks: SideInput, name: str) -> Tensor:
@@ -119,7 +125,7 @@ def read_mask(masks: SideInput, name: str) -> Tensor:
 def parse_array(content: bytes, path: str) -> Tensor:
     """Return the array in a .npy file's content, as `read_array` does; `path` is for messages."""
     with _naming(path):
-        array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        array = read_npy(io.BytesIO(content), size=len(content))
         return torch.from_numpy(np.asarray(array, dtype=np.float32))
 
 
@@ -129,7 +135,7 @@ def read_shape(path: Path) -> tuple[int, ...]:
     Raises:
         ValueError: as `read_array`.
     """
-    with _naming(path), _open_array(path) as file:
+    with _naming(path), _open_array(path) as (file, _):
         start = file.read(10)
         return _parse_header(start + file.read(int.from_bytes(start[8:], "little")))
 
@@ -165,7 +171,7 @@ def read_geometry(store: Store, names: Sequence[str]) -> np.ndarray | None:
         try:
             (width, height), (top, left) = entry["original_size"], entry["crop_top_left"]
             rows[number] = (height, width, top, left)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             rows[number] = -1
     unknown = np.flatnonzero(rows[:, 0] < 0)
     if not len(unknown):
@@ -209,23 +215,27 @@ def raise_faults(directory: object, faults: Sequence[str]) -> None:
 
 
 @contextmanager
-def _open_array(path: Path) -> Iterator[BinaryIO]:
+def _open_array(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open an array's bytes, and tell how many there are."""
     if path.suffix != ".npz":
         with path.open("rb") as file:
-            yield file
+            yield file, path.stat().st_size
         return
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         known = [name for name in _ARRAY_NAMES if name in names]
         if not known and len(names) != 1:
             raise ValueError(f"holds the arrays {names}, none of them is arr_0")
-        with archive.open(f"{[*known, *names][0]}.npy") as member:
-            yield member  # type: ignore[misc]  # a ZipExtFile is read like any binary file
+        info = archive.getinfo(f"{[*known, *names][0]}.npy")
+        with archive.open(info) as member:
+            yield member, info.file_size  # type: ignore[misc]  # read like any binary file
 
 
 @contextmanager
 def _naming(path: Path | str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: can't be read ({error}); make it again") from error
+    # zipfile, zlib and numpy answer damaged files with errors of many kinds.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: can't be read ({reason}); make it again") from error

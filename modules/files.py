@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
+
+logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
@@ -99,7 +103,8 @@ def walk_files(directory: Path, *, exclude: Collection[Path] = ()) -> Iterator[s
     """Yield every file's path within `directory`, with forward slashes, sorted in each folder.
 
     Links to folders are followed, each real folder is entered once; hidden files and folders and
-    those in `exclude` are left out.
+    those in `exclude` are left out; so are, with a warning, links that lead nowhere or in a circle and
+    names that are not UTF-8.
 
     Raises:
         ValueError: `directory` is not a directory.
@@ -148,7 +153,7 @@ def parse_lines(lines: Iterable[bytes], file: Path | str) -> Iterator[dict[str, 
             entry = json.loads(line)
             if not isinstance(entry.get("name"), str):
                 raise ValueError("an entry without a name")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             if not line.endswith(b"\n"):
                 return  # torn by a kill
             raise ValueError(
@@ -186,7 +191,24 @@ def _walk(directory: str, prefix: str, entered: set[str]) -> Iterator[str]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if fault := _find_fault(entry):
+            _warn(entry.path, fault)
+        elif entry.is_dir():
             yield from _walk(entry.path, f"{prefix}{entry.name}/", entered)
         elif entry.is_file():
             yield prefix + entry.name
+
+
+def _find_fault(entry: os.DirEntry[str]) -> str:
+    """Say why an entry can't be used, if it can't."""
+    if not entry.name.isprintable() and any("\ud800" <= char <= "\udfff" for char in entry.name):
+        return "its name is not UTF-8; rename it"  # no list of names could hold it
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return "a link that leads nowhere; mend or remove it"
+    return ""
+
+
+@cache
+def _warn(path: str, fault: str) -> None:
+    """Say once that an entry is left out; a folder is walked several times."""
+    logger.warning("%s: is left out, %s", ascii(path)[1:-1], fault)

@@ -6,6 +6,7 @@ import io
 import os
 import warnings
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,13 @@ IMAGE_SUFFIXES = (
     *(".heic", ".heif", ".jxl"),
 )
 """Suffixes of image files, lower case; where a name has several, the first wins."""
+
+# Whatever a file is called. Not those that Pillow gives to another program (EPS to Ghostscript) or
+# renders as a drawing: a file may say that it is one, and what then runs is beyond our reach.
+_FORMATS = (
+    *("PNG", "JPEG", "WEBP", "BMP", "AVIF", "GIF", "TIFF", "JPEG2000", "DIB", "ICO", "PPM", "PSD"),
+    *("QOI", "TGA"),
+)
 
 
 def open_image(path: Path, *, at_least: Size | None = None) -> Image.Image:
@@ -129,7 +137,13 @@ def _open(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         # Large scans are welcome; what is larger by far is still an error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        return Image.open(path, formats=_formats())
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]  # a build may lack AVIF
 
 
 def _describe(path: Path, error: Exception) -> str:

@@ -171,9 +171,11 @@ def _read_header(store: Store, file: str) -> tuple[Shard, list[str]]:
         count, *shape = header[KEY]["shape"]
         dtype = DTYPES[header[KEY]["dtype"]]
         start, end = header[KEY]["data_offsets"]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("its names are no texts")
         if len(names) != count or end - start != count * prod(shape) * dtype.itemsize:
             raise ValueError(f"{len(names)} names for {count} rows in {end - start} bytes")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{store}/{file}: is no file of packed latents ({error!r}); make it again with "
             "preprocess/pack.py"

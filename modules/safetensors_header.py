@@ -40,11 +40,11 @@ def read_header(path: Path) -> Header:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", None) or {}
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        end = max((_end(name, entry) for name, entry in header.items()), default=0)
         size = path.stat().st_size
         if size != 8 + length + end:
             raise ValueError(f"{size} bytes, its header says {8 + length + end}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: can't be read as .safetensors ({error})") from error
     return Header(metadata, header, 8 + length)
 
@@ -115,6 +115,19 @@ def fill_in_hashes(path: Path) -> None:
             assert text[place : place + len(values[key])] == HASHES[key].encode(), key
             file.seek(place)
             file.write(values[key].encode())
+
+
+def _end(name: str, entry: Mapping[str, Any]) -> int:
+    """Where the bytes of a tensor end.
+
+    Raises:
+        ValueError: its entry says what can't be.
+    """
+    (first, last), shape = entry["data_offsets"], entry["shape"]
+    is_text = isinstance(entry["dtype"], str)
+    if not (is_text and all(type(n) is int and n >= 0 for n in (first, last - first, *shape))):
+        raise ValueError(f"tensor {name!r} has no proper dtype, shape and place")
+    return last
 
 
 def _serialize(metadata: Mapping[str, str], tensors: Mapping[str, Any]) -> bytes:

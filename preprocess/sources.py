@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,11 @@ from modules.dataset_folder import RESULTS
 from modules.files import write_atomically
 from modules.images import image_files
 from modules.store import LocalStore
+
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
+_DEVICE = re.compile(r"(CON|PRN|AUX|NUL|COM[1-9¹²³]|LPT[1-9¹²³])(\..*)?", re.IGNORECASE)
+_LONGEST = 235
+"""Bytes of a name; most systems allow 255, and a suffix or two are put behind it."""
 
 
 def find_images(source: Path, target: Path) -> list[tuple[str, Path]]:
@@ -48,18 +54,28 @@ class Task:
 def name_images(files: Sequence[tuple[str, Path]]) -> list[Task]:
     """Give each file its path without suffix as its name, or with it (a/cat_png) if that is taken.
 
-    Case makes no difference, since it makes none to the files of some systems.
+    Case makes no difference, since it makes none to the files of some systems; what they don't
+    allow in a name is an underscore.
     """
     taken: set[str] = set()
     tasks = []
     for relative, path in files:
         stem, suffix = os.path.splitext(relative)
+        stem = "/".join(map(_portable, stem.split("/")))
         name = stem
         while name.casefold() in taken:
             name = f"{stem}_{suffix[1:]}" if name == stem else f"{name}_"
         taken.add(name.casefold())
         tasks.append(Task(name, relative, path))
     return tasks
+
+
+def _portable(part: str) -> str:
+    """A part of a path as every system can have it, Windows with its devices and drives too."""
+    part = _FORBIDDEN.sub("_", part).encode("utf-8")[:_LONGEST].decode("utf-8", "ignore")
+    bare = part.rstrip(". ")
+    part = bare + "_" * (len(part) - len(bare))
+    return f"_{part}" if _DEVICE.fullmatch(part) else part
 
 
 def copy_caption(task: Task, *, source: Path, target: Path) -> bool:
