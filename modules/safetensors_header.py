@@ -6,12 +6,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 MOST_HEADER = 100_000_000
 """Bytes; safetensors reads no longer ones."""
 
+_SIZES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL"), 1),
+}
 _CHUNK = 1 << 20
 _LEGACY = (0x100000, 0x110000)
 
@@ -40,6 +47,8 @@ def read_header(path: Path) -> Header:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", None) or {}
+        if not all(isinstance(value, str) for value in dict(metadata).values()):
+            raise ValueError("metadata that are no texts")
         end = max((_end(name, entry) for name, entry in header.items()), default=0)
         size = path.stat().st_size
         if size != 8 + length + end:
@@ -127,6 +136,9 @@ def _end(name: str, entry: Mapping[str, Any]) -> int:
     is_text = isinstance(entry["dtype"], str)
     if not (is_text and all(type(n) is int and n >= 0 for n in (first, last - first, *shape))):
         raise ValueError(f"tensor {name!r} has no proper dtype, shape and place")
+    size = _SIZES.get(entry["dtype"])
+    if size is not None and prod(shape) * size != last - first:
+        raise ValueError(f"tensor {name!r} has {last - first} bytes for a shape of {shape}")
     return last
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from modules.batch import Batch, DenoiserInputs
 from modules.verification import Comparison, Verified
-from networks.files import read_tensors, write_tensors
+from networks.files import read_named, write_tensors
 
 
 class Conditioner(nn.Module):
@@ -51,7 +51,7 @@ class Conditioner(nn.Module):
             ValueError: the file can't be read, or holds other parameters than these.
         """
         device = next(self.parameters()).device  # `meta` where weights aren't wanted
-        tensors = {key: value.float().to(device) for key, value in read_tensors(path).items()}
+        tensors = {key: value.float().to(device) for key, value in read_named(path).items()}
         try:
             self.load_state_dict(tensors, assign=True)
         except RuntimeError as error:

@@ -45,7 +45,8 @@ def read_embedding(file: Path, widths: Sequence[int]) -> list[Tensor]:
         ValueError: the file is no embedding, or one for text encoders of other widths.
     """
     tensors: Mapping[Any, Any] = read_tensors(file)
-    tensors = tensors.get("string_to_param", tensors)  # AUTOMATIC1111's .pt
+    inner = tensors.get("string_to_param")  # AUTOMATIC1111's .pt
+    tensors = inner if isinstance(inner, Mapping) else tensors
     keys = _KEYS[len(widths)] if len(widths) > 1 else tuple(tensors)
     found = [tensors[key] for key in keys if isinstance(tensors.get(key), Tensor)]
     if len(found) != len(widths):

@@ -46,6 +46,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return _read_pickle(path) if path.suffix in _PICKLES else _read_safetensors(path)
 
 
+def read_named(path: Path) -> dict[str, Tensor]:
+    """Read a file as `read_tensors` does, and check that all in it are tensors.
+
+    Raises:
+        ValueError: the file can't be read, or something in it is no tensor with a name.
+    """
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+            raise ValueError(f"{path}: {str(name)[:100]!r} is no tensor with a name")
+    return tensors
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """Read what a .safetensors file says of itself; a pickled one says nothing.
 

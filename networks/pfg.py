@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from modules.batch import Batch, DenoiserInputs
 from modules.verification import Comparison, Verified, check_dtype, check_names
 from networks.conditioner import Conditioner
-from networks.files import read_metadata, read_tensors, write_tensors
+from networks.files import read_metadata, read_named, write_tensors
 from networks.key_rules import PFG_KEYS, check_keys
 
 _WEIGHT, _BIAS = "pfg_linear.weight", "pfg_linear.bias"
@@ -101,7 +101,7 @@ class PFG(Conditioner):
 
     def verify(self, path: Path, *, dtype: torch.dtype) -> Verified:
         """Check that a written file holds the layer, as its readers call it."""
-        comparison, stored, live = Comparison(), read_tensors(path), self.state_dict()
+        comparison, stored, live = Comparison(), read_named(path), self.state_dict()
         check_keys(stored, PFG_KEYS)
         check_names(stored, live)
         for key, tensor in stored.items():
@@ -115,7 +115,7 @@ class PFG(Conditioner):
         Raises:
             ValueError: the file is no PFG, or one for another model or another tagger's features.
         """
-        tensors = read_tensors(path)
+        tensors = read_named(path)
         if not {_WEIGHT, _BIAS} <= tensors.keys():
             raise ValueError(f"{path}: is no PFG (it has no {_WEIGHT} and {_BIAS})")
         rows, columns = tensors[_WEIGHT].shape

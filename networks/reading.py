@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from networks.adapter_kinds import kind_of, other_file, other_layer, rank_of
-from networks.files import read_tensors
+from networks.files import read_named
 from networks.foreign_names import Key, split_key
 from networks.peft_files import Part, Scales, parts_of
 from networks.tucker import without_core
@@ -48,7 +48,7 @@ def _layers_of(part: Part) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = {}
     keys: dict[str, Key] = {}  # one of each layer
     strange: list[str] = []
-    tensors = read_tensors(part.file)
+    tensors = read_named(part.file)
     _check_file(tensors, part.file)
     for name, tensor in tensors.items():
         if name.startswith(_EMBEDDINGS):

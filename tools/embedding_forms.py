@@ -30,7 +30,7 @@ def is_embedding(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     if shapes.keys() in ({"emb_params"}, {"clip_l", "clip_g"}):
         return True
     (name, shape), *more = shapes.items()
-    return not more and "." not in name and len(shape) in (1, 2)
+    return not more and "." not in str(name) and len(shape) in (1, 2)
 
 
 def convert_embedding(file: Path, output: Path, *, dtype: str | None = None) -> int:

@@ -77,11 +77,12 @@ def _list_pickle(path: Path) -> Listing:
     import torch
     from torch import Tensor
 
+    from modules.models.tensor_file import reason_of
+
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle raises kinds of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: can't be read ({reason})") from error
+        raise ValueError(f"{path}: can't be read ({reason_of(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds no tensors by name")
     widths = tuple(key for key in content if isinstance(key, int))

@@ -94,7 +94,9 @@ class PickledTensors:
     def __init__(self, path: Path):
         content = _load(path)
         content = content.get("state_dict", content) if isinstance(content, dict) else {}
-        self._tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        content = content if isinstance(content, dict) else {}
+        named = {k: v for k, v in content.items() if isinstance(k, str)}
+        self._tensors = {k: v for k, v in named.items() if isinstance(v, Tensor)}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     @contextmanager
@@ -133,5 +135,15 @@ def _foreign(path: Path, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
+    return f"can't be read ({reason_of(error)})"
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file of tensors can't be read, in a few words.
+
+    torch's own would advise to read a pickle in the way that lets it run code.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is no pickle of tensors alone, and no other is read"
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"can't be read ({text})"
+    return text.partition(". ")[0][:200]
