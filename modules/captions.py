@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def find_caption(directory: Path, name: str, *, folders: Sequence[str] = _FOLDER
 def caption_paths(directory: Path, name: str, *, folders: Sequence[str] = _FOLDERS) -> list[Path]:
     """Return all caption files of the image `name`; the first one is what is read."""
     paths = (directory / folder / (name + end) for folder in folders for end in CAPTION_SUFFIXES)
-    return [path for path in paths if path.is_file()]
+    # A long name with a suffix behind it may be too long for any file, an error to `Path.is_file`.
+    return [path for path in paths if os.path.isfile(path)]
 
 
 class CaptionFiles:

@@ -11,6 +11,7 @@ from pathlib import Path
 from modules.config_faults import check_meaning
 from modules.errors import ConfigError
 from modules.legacy import keep, translate
+from modules.masking import mask_secrets
 from modules.schema import build_section
 from modules.sections import Config
 from modules.yaml_source import YamlSource, escape
@@ -37,8 +38,8 @@ def load(path: str | Path, *overrides: str) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole config, defaults included, as YAML that `load` reads back."""
-    return dump(escape(asdict(config)))
+    """The whole config, defaults included, as YAML that `load` reads back; secrets are `***`."""
+    return dump(escape(mask_secrets(asdict(config))))
 
 
 def keep_translation(path: str | Path, *overrides: str, check: bool = False) -> None:

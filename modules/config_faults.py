@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from modules.sections import Config
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?", re.IGNORECASE)
 _WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -230,4 +231,6 @@ def _check_validation(config: Config, faults: YamlSource) -> None:
 
 
 def _is_file_name(name: str) -> bool:
-    return bool(name.strip(". ")) and not re.search(r'[\\/:*?"<>|\x00-\x1f]', name)
+    """Whether a name may be a file's on every system, Windows with its devices too."""
+    is_bad = re.search(r'[\\/:*?"<>|\x00-\x1f]', name) or name != name.rstrip(". ")
+    return bool(name) and not is_bad and not _DEVICE.fullmatch(name) and len(name.encode()) <= 200

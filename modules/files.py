@@ -103,7 +103,7 @@ def walk_files(directory: Path, *, exclude: Collection[Path] = ()) -> Iterator[s
     """Yield every file's path within `directory`, with forward slashes, sorted in each folder.
 
     Links to folders are followed, each real folder is entered once; hidden files and folders and
-    those in `exclude` are left out; so are, with a warning, links that lead nowhere or in a circle and
+    those in `exclude` are left out; so are, with a warning, links that lead nowhere and
     names that are not UTF-8.
 
     Raises:

@@ -31,6 +31,11 @@ def mask_secrets(values: Any, environment: Mapping[str, str] | None = None) -> A
     return _mask(values, "", known)
 
 
+def without_credentials(address: str) -> str:
+    """An address with `***` for what stands before its @."""
+    return _IN_ADDRESS.sub(MASK, address)
+
+
 def _mask(value: Any, key: str, known: Collection[str]) -> Any:
     if isinstance(value, Mapping):
         are_words = key == "tokens"  # of textual inversion: the keys are names, my-token among them
@@ -44,7 +49,7 @@ def _mask(value: Any, key: str, known: Collection[str]) -> Any:
         return MASK
     for secret in known:
         value = value.replace(secret, MASK)
-    return _IN_ADDRESS.sub(MASK, _KNOWN.sub(MASK, value))
+    return without_credentials(_KNOWN.sub(MASK, value))
 
 
 def _plain(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Arrays in the .npy format: what a header claims is held against the file before it is believed."""
+"""Arrays in the .npy format: what a header claims is held against the file, then believed."""
 
 from __future__ import annotations
 

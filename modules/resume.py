@@ -16,6 +16,7 @@ import numpy as np
 
 from modules.checkpoint import TrainState, read_progress
 from modules.errors import ConfigError, explained
+from modules.masking import mask_secrets
 from modules.models.patterns import matches
 from modules.sections import Config
 from modules.state_folder import find_states
@@ -91,7 +92,7 @@ def identify(
 ) -> dict[str, Any]:
     """What makes a run the same run, as its state holds it."""
     return {
-        "config": asdict(as_begun(config)),
+        "config": mask_secrets(asdict(as_begun(config))),
         "dataset.images": describe_images(dataset),
         "validation.images": held_out,
         "max_train_steps": steps,
@@ -174,7 +175,7 @@ def command(directory: Path) -> str:
 
 
 def _config_changes(before: Mapping[str, Any], config: Config) -> Iterator[tuple[str, tuple]]:
-    for key, values in _differences(before["config"], asdict(as_begun(config))):
+    for key, values in _differences(before["config"], mask_secrets(asdict(as_begun(config)))):
         if not any(_is_part(key, free) for free in _FREE):
             yield key, values
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modules.masking import mask_secrets
 from modules.optimizer import ParameterGroup
 from modules.plan import Plan
 from modules.schedule import warmup_steps
@@ -81,7 +82,7 @@ def model_name(path: str) -> str:
 
 
 def _optimizer(section: OptimizerConfig) -> str:
-    arguments = ",".join(f"{key}={value}" for key, value in section.args.items())
+    arguments = ",".join(f"{key}={value}" for key, value in mask_secrets(section.args).items())
     return section.module + (f"({arguments})" if arguments else "")
 
 

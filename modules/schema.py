@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origi
 from omegaconf import MISSING
 
 from modules.hints import key_hint, nearest
+from modules.masking import MASK
 from modules.value_words import advice, describe, show
 
 INVALID = object()
@@ -86,6 +87,9 @@ def convert(value: Any, hint: Any, faults: FaultList, path: tuple[str, ...]) -> 
     """Return `value` as `hint` wants it, or INVALID after noting a fault at `path`."""
     if value == MISSING and isinstance(value, str):
         faults.fault(path, "??? stands for a value of yours; set it here or on the command line")
+        return INVALID
+    if isinstance(value, str) and (value == MASK or f"://{MASK}@" in value):
+        faults.fault(path, f"{MASK} stands for a secret that is kept out of files; set it again")
         return INVALID
     if hint is Any or isinstance(hint, str):
         inner = dict(enumerate(value)) if isinstance(value, list) else value

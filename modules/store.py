@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modules.files import files_by_name, suffixes_by_name
+from modules.masking import without_credentials
 
 REMOTE_MARK = "://"
 """What the address of a remote dataset has in it, and no local path."""
@@ -105,6 +106,7 @@ class RemoteStore:
     """A directory at an address such as s3://bucket/dataset, through fsspec.
 
     Credentials are those of the package behind the address: its environment variables and files.
+    Ones that stand in the address are told to nobody.
     """
 
     def __init__(self, address: str) -> None:
@@ -114,16 +116,16 @@ class RemoteStore:
             file_system, root = self._open()
             is_there = file_system.isdir(root)
         except ImportError as error:  # fsspec names the package
-            raise ValueError(f"{address}: {error}; pip install it") from error
+            raise ValueError(f"{self}: {error}; pip install it") from error
         except ValueError as error:
-            raise ValueError(f"{address}: is no address that fsspec knows ({error})") from error
+            raise ValueError(f"{self}: is no address that fsspec knows ({error})") from error
         except Exception as error:  # each file system has errors of its own
-            raise ValueError(f"{address}: can't be reached ({error})") from error
+            raise ValueError(f"{self}: can't be reached ({error})") from error
         if not is_there:
-            raise ValueError(f"{address}: no such directory")
+            raise ValueError(f"{self}: no such directory")
 
     def __str__(self) -> str:
-        return self.address
+        return without_credentials(self.address)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_opened": None}

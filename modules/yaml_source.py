@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from modules.errors import ConfigError
+from modules.interpolations import is_too_large
 from modules.yaml_text import KeyPath, YamlError, parse, parse_argument
 
 
@@ -168,6 +169,8 @@ class YamlSource:
             ConfigError: one has no goal.
         """
         try:
+            if is_too_large(self.values):
+                raise ConfigError(f"{self.name}: its interpolations repeat each other too much")
             config = OmegaConf.create(self.values)
             self.values = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         except OmegaConfBaseException as error:
@@ -176,6 +179,8 @@ class YamlSource:
                 self.fault(path, _interpolation_problem(error))
                 self.raise_if_faulty()
             raise ConfigError(f"{self.name}: {_interpolation_problem(error)}") from None
+        except RecursionError:
+            raise ConfigError(f"{self.name}: its interpolations lead too far") from None
 
 
 def escape(value: Any) -> Any:

@@ -31,6 +31,9 @@ _SCALARS = (
 )
 
 
+_UNWRITABLE = re.compile("[\\0\ud800-\udfff]")  # NUL, and halves of a pair of UTF-16
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - filled below, as PyYAML wants it
 
@@ -89,6 +92,16 @@ def dump(values: Any) -> str:
 class _Document:
     """Walks a tree of nodes; counts, so that aliases of aliases can't grow without bounds."""
 
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        try:
+            value = self._loader.construct_object(node)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError):
+            tag = node.tag.removeprefix(_PREFIX)
+            raise YamlError(f"line {_line(node)}: {node.value!r} is no {tag}") from None
+        if isinstance(value, str) and _UNWRITABLE.search(value):
+            raise YamlError(f"line {_line(node)}: {value!r} has a character that no file can hold")
+        return value
+
     def __init__(self, loader: _Loader):
         self.lines: dict[KeyPath, int] = {}
         self._loader = loader
@@ -108,7 +121,7 @@ class _Document:
         if path:
             self.lines.setdefault(path, _line(node))
         if isinstance(node, yaml.ScalarNode):
-            return self._loader.construct_object(node)
+            return self._scalar(node)
         self._open.append(node)
         try:
             if isinstance(node, yaml.MappingNode):

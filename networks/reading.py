@@ -98,7 +98,7 @@ def _plain(
         if key.piece:
             return _scaled(plain, key, scales.get(key.piece, Scales()))
         rank = float(rank_of(plain))
-    except (KeyError, RuntimeError) as error:
+    except (LookupError, RuntimeError) as error:
         raise ValueError(f"{where} is incomplete, or its shapes don't fit: {error}") from error
     if not plain.get("alpha"):  # missing, or 0: readers take a scale of 1
         plain["alpha"] = torch.tensor(rank)

@@ -47,7 +47,7 @@ def restore(
             floats["dora_scale"] = take_over(layer, floats["dora_scale"], base.weight)
         own = layer.state_dict()
         layer.load_state_dict({k: _as_shaped(t, own.get(k)) for k, t in floats.items()})
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (LookupError, ArithmeticError, RuntimeError, ValueError) as error:  # of odd shapes
         raise ValueError(f"{where} is no {name} of this layer: {error}") from error
     return layer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ import yaml
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors gain nothing from threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+
+from network_guard import no_network
 
 from modules.console import quiet_libraries
 
@@ -24,6 +26,16 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["SD_TRAINER_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def offline() -> Iterator[None]:
+    """Fail a test that reaches for another machine, as the person forbids with HF_HUB_OFFLINE=1."""
+    if os.environ.get("HF_HUB_OFFLINE") != "1":
+        yield
+        return
+    with no_network():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def read_index(directory: Path, path: str) -> dict[str, Any]:
         raise ValueError(f"{path}: not a diffusers model, it has no model_index.json")
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{index}: is not a JSON file ({error})") from error
     if not isinstance(content, dict) or "_class_name" not in content:
         raise ValueError(f"{index}: is no index of a diffusers model; it names no _class_name")
@@ -81,13 +81,14 @@ def load_piece(cls: Any, folder: Path, *, weights: bool = True) -> Any:
     """Load a diffusers or transformers model in float32; without weights it stays on `meta`.
 
     Raises:
-        ValueError: the folder has no weights, or they can't be read.
+        ValueError: the folder has no weights, or they or the config can't be read.
     """
     if not weights:
-        with torch.device("meta"):
-            if hasattr(cls, "load_config"):
-                return cls.from_config(cls.load_config(folder))
-            return cls(cls.config_class.from_pretrained(folder))
+        try:
+            return _load_empty(cls, folder)
+        except Exception as error:  # a config is the arguments of a class, and may be any
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{folder}: its config.json can't be used ({reason})") from error
     files = [file.name for file in folder.iterdir() if file.suffix in _WEIGHTS]
     if not files:
         raise ValueError(f"{folder}: has no weights (.safetensors or .bin)")
@@ -99,6 +100,13 @@ def load_piece(cls: Any, folder: Path, *, weights: bool = True) -> Any:
     except Exception as error:  # safetensors and pickle raise kinds of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{folder}: the weights can't be read ({reason})") from error
+
+
+def _load_empty(cls: Any, folder: Path) -> Any:
+    with torch.device("meta"):
+        if hasattr(cls, "load_config"):
+            return cls.from_config(cls.load_config(folder))
+        return cls(cls.config_class.from_pretrained(folder))
 
 
 def load_vae(
