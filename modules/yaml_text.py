@@ -75,6 +75,8 @@ def parse_argument(text: str) -> Any:
     Everything else is text as it stands, `a: b`, `a # b`, `*` and `C:\\models` too.
     """
     text = text.strip()
+    if _UNWRITABLE.search(text):
+        raise YamlError(f"{text!r} has a character that no file can hold")
     if text.startswith(("[", "{", '"', "'")):
         return parse(text)[0]
     loader = _Loader("")
@@ -98,8 +100,8 @@ class _Document:
         except (ValueError, LookupError, AttributeError, TypeError, OverflowError):
             tag = node.tag.removeprefix(_PREFIX)
             raise YamlError(f"line {_line(node)}: {node.value!r} is no {tag}") from None
-        if isinstance(value, str) and _UNWRITABLE.search(value):
-            raise YamlError(f"line {_line(node)}: {value!r} has a character that no file can hold")
+        if isinstance(value, str):
+            _check_text(value, node)
         return value
 
     def __init__(self, loader: _Loader):
@@ -136,6 +138,7 @@ class _Document:
         for key, item in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise YamlError(f"line {_line(key)}: a list or a mapping can't be a key")
+            _check_text(key.value, key)
             if key.tag == _PREFIX + "merge":
                 parts = self.value(item, path)
                 for part in parts if isinstance(parts, list) else [parts]:
@@ -153,6 +156,11 @@ class _Document:
 
 def _line(node: yaml.Node) -> int:
     return node.start_mark.line + 1
+
+
+def _check_text(text: str, node: yaml.Node) -> None:
+    if _UNWRITABLE.search(text):
+        raise YamlError(f"line {_line(node)}: {text!r} has a character that no file can hold")
 
 
 def _problem(error: yaml.YAMLError, text: str) -> str:
