@@ -60,7 +60,7 @@ def _read_file(path: Path) -> list[tuple[str, Any]]:
         return list(_lines(path, text))
     try:
         content = json.loads(text) if suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"prompts: {path} is no {suffix[1:].upper()} file ({error})") from error
     entries = content if suffix == ".json" else _subsets(path, content)
     if not isinstance(entries, list):

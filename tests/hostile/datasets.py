@@ -58,7 +58,10 @@ def bad_files(canary: Path) -> dict[str, tuple[str, bytes]]:
         "latents claim terabytes": (latents, npy((4, HUGE, HUGE))),
         "latents claim more than there is": (latents, npy((4, 8, 8), bytes(100))),
         "latents are a pickle": (latents, pickled(canary)),
-        "latents have another type": (latents, npy((4, 8, 8), bytes(2048), [("a", "<f4"), ("b", "<f4")])),
+        "latents have another type": (
+            latents,
+            npy((4, 8, 8), bytes(2048), [("a", "<f4"), ("b", "<f4")]),
+        ),
         "latents are text": (latents, npy((4, 8, 8), bytes(1024), "<U1")),
         "latents are empty": (latents, b""),
         "latents have a deep header": (latents, b"\x93NUMPY\1\0\xff\xff" + b"(" * 65_535),

@@ -136,9 +136,7 @@ def test_code_in_the_weights_of_a_diffusers_folder_is_not_run(
     assert not canary.exists()
 
 
-@pytest.mark.parametrize(
-    "shape", [(3, 3), (2, 32, 9, 9), (0, 32), (2,), (), (2, 10**7)], ids=str
-)
+@pytest.mark.parametrize("shape", [(3, 3), (2, 32, 9, 9), (0, 32), (2,), (), (2, 10**7)], ids=str)
 def test_layers_of_wrong_shapes_are_refused(shape, tmp_path, model):
     layer = "lora_unet_mid_block_attentions_0_proj_in"
     tensors = {
@@ -151,7 +149,9 @@ def test_layers_of_wrong_shapes_are_refused(shape, tmp_path, model):
         attach_and_load(LoRA(rank=2), model, path)
 
 
-@pytest.mark.parametrize("content", ["", "[" * 100_000, "{}", "[1]", '{"_class_name": "os.system"}'])
+@pytest.mark.parametrize(
+    "content", ["", "[" * 100_000, "{}", "[1]", '{"_class_name": "os.system"}']
+)
 def test_a_bad_index_of_a_model_is_told(content, tmp_path, model_directory):
     folder = shutil.copytree(model_directory, tmp_path / "model")
     (folder / "model_index.json").write_text(content, encoding="utf-8")

@@ -157,7 +157,9 @@ def test_later_steps_list_what_became_bad(tmp_path, canary, model_directory, cap
         assert command() == 1
         told = capsys.readouterr()
         assert "Traceback" not in told.err
-        failed = [line for line in told.err.splitlines() if line.startswith(str(dataset / "images"))]
+        failed = [
+            line for line in told.err.splitlines() if line.startswith(str(dataset / "images"))
+        ]
         assert len(failed) == len(bad)
         assert {path.stem for path in (dataset / folder).glob("[0-9]*")} == {good}
     assert np.load(dataset / "latents" / f"{good}.npy").ndim == 3
