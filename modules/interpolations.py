@@ -48,7 +48,8 @@ class _Sizes:
     def _of_goal(self, goal: str, path: KeyPath) -> int:
         up = len(goal) - len(goal.lstrip("."))  # `.key` is a neighbour, `..key` one of the parent
         wanted = path[: max(len(path) - up, 0)] if up else ()
-        found, reached = self._root, ()
+        found = self._root
+        reached: KeyPath = ()
         for key in (*wanted, *re.findall(r"[^.\[\]]+", goal)):
             if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
                 found = found[int(key)]

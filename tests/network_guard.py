@@ -1,4 +1,4 @@
-"""Refuses connections to other machines, and fails what tried one even if it swallowed the error."""
+"""Refuses connections to other machines, and fails what swallowed the refusal, too."""
 
 from __future__ import annotations
 

@@ -64,13 +64,14 @@ def bad_pictures(canary: Path) -> dict[str, bytes]:
         "zeros.png": bytes(1000),
         "noise.png": np.random.default_rng(0).bytes(5000),
         "postscript.png": postscript.encode(),
-        "page.svg.png": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>',
+        "page.png": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/x"/></svg>',
     }
 
 
 ODD_NAMES = {
     "a space.png": "a space",
-    "emoji \N{GRINNING FACE} \N{HIRAGANA LETTER A}.png": "emoji \N{GRINNING FACE} \N{HIRAGANA LETTER A}",
+    "emoji \N{GRINNING FACE}.png": "emoji \N{GRINNING FACE}",
+    "\N{HIRAGANA LETTER A}.png": "\N{HIRAGANA LETTER A}",
     "new\nline.png": "new_line",
     "bell\a.png": "bell_",
     "two..png": "two_",

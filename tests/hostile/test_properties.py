@@ -1,4 +1,4 @@
-"""Laws that hold for any input: configs, buckets, captions, prompts, keys of adapter files, YAML."""
+"""Laws that hold for any input: configs, YAML, buckets, captions, prompts, keys of files."""
 
 from __future__ import annotations
 
@@ -225,10 +225,8 @@ def test_dropping_only_takes_away(texts, chance, seed):
 @given(st.text(max_size=60), st.lists(st.text("-nwhdlscbt 0123456789.x", max_size=8), max_size=4))
 def test_any_line_is_a_prompt_or_a_fault(text, options):
     line = " ".join([text, *(f"--{option}" for option in options)])
-    try:
-        parse_line(line, "prompts.0")
-    except PromptFaults as wrong:
-        assert all(fault.startswith("prompts.0") for fault in wrong.faults)
+    with contextlib.suppress(PromptFaults):
+        assert parse_line(line, "prompts.0").prompt is not None
 
 
 @few
