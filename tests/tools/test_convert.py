@@ -18,6 +18,7 @@ from variants import EVERYTHING
 
 from modules.models import load
 from modules.models.published import published_model
+from modules.safetensors_header import hash_legacy, hash_tensors, read_header
 from networks.keys import kohya_name
 from networks.lora import LoRA
 from networks.pfg import PFG
@@ -149,6 +150,17 @@ def test_every_layer_of_a_published_model_goes_there_and_back(name, count, tmp_p
     convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="peft")
     convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors")
     assert_equal(load_file(tmp_path / "c.safetensors"), tensors)
+
+
+@pytest.mark.parametrize("options", [{"to": "peft"}, {"dtype": "fp16"}], ids=["names", "dtype"])
+def test_hashes_are_those_of_the_new_file(options, tmp_path):
+    model = str(tiny.save_sd(tmp_path / "model"))
+    source, output = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    write_lora(load(model), source)
+    convert(source, output, model=model, **options)
+    assert header(output)["sshs_model_hash"] == hash_tensors(output)
+    assert header(output)["sshs_legacy_hash"] == hash_legacy(output, read_header(output))
+    assert header(output)["sshs_model_hash"] != header(source)["sshs_model_hash"]
 
 
 def test_containers(tmp_path):
