@@ -173,7 +173,8 @@ def test_containers(tmp_path):
     half = load_file(tmp_path / "half.safetensors")
     assert {t.dtype for k, t in half.items() if not k.endswith("alpha")} == {torch.float16}
     assert {t.dtype for k, t in half.items() if k.endswith("alpha")} == {torch.float32}
-    assert header(tmp_path / "half.safetensors") == header(tmp_path / "a.safetensors")
+    told = {"sshs_model_hash": hash_tensors(tmp_path / "half.safetensors")}
+    assert header(tmp_path / "half.safetensors") == header(tmp_path / "a.safetensors") | told
     pfg = PFG(input_size=12, num_tokens=2)
     pfg.attach(model)
     pfg.save(tmp_path / "pfg.safetensors", dtype=torch.float32, metadata={})
@@ -220,6 +221,18 @@ def test_whole_models(make, dtype, tmp_path):
         before, after = (outputs(load(str(path))) for path in (directory, tmp_path / "back"))
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert header(tmp_path / "a.safetensors")["modelspec.title"] == "a"
+
+
+def test_what_a_model_says_of_itself_goes_with_it(tmp_path):
+    directory = tiny.save_sd(tmp_path / "model")
+    told = {"ss_steps": "3", "modelspec.title": "猫", "sd_trainer.config": "model: cat"}
+    (directory / "sd_trainer.json").write_text(json.dumps(told), encoding="utf-8")
+    convert(directory, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "back")
+    assert header(tmp_path / "a.safetensors").items() >= told.items()
+    beside = json.loads((tmp_path / "back" / "sd_trainer.json").read_text("utf-8"))
+    assert beside.items() >= told.items()
+    assert not [key for key in beside if key.startswith(("sshs_", "sd_trainer.configs", "format"))]
 
 
 def test_controlnets_and_checkpoints(tmp_path, model_directory):
