@@ -64,6 +64,9 @@ def info(path: Path, *, check: bool = True) -> list[FileInfo]:
     files = [p for p in sorted(path.iterdir()) if p.suffix in _WEIGHTS]
     if index or config.get("_class_name"):
         return [_describe_directory(path, index or config, files, check=check)]
+    if not files:  # of an adapter PEFT writes a folder for each piece
+        folders = sorted(each.parent for each in path.glob("*/adapter_config.json"))
+        files = [p for folder in folders for p in sorted(folder.iterdir()) if p.suffix in _WEIGHTS]
     if not files:
         raise ValueError(f"{path}: has no weights in it that could be described")
     return [each for file in files for each in info(file, check=check)]
@@ -181,11 +184,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
 
-    def job() -> str:
-        found = [each for file in options.files for each in info(file, check=not options.no_hash)]
+    def job() -> str | None:
+        found, faults = [], []
+        for file in options.files:
+            try:
+                found += info(file, check=not options.no_hash)
+            except (ValueError, OSError) as error:
+                faults.append(str(error))
+        told = "\n\n".join(map(show, found))
         if options.json:
-            return json.dumps([asdict(each) for each in found], ensure_ascii=False, indent=1)
-        return "\n\n".join(map(show, found))
+            told = json.dumps([asdict(each) for each in found], ensure_ascii=False, indent=1)
+        if not faults:
+            return told
+        if found:
+            print(told)
+        raise ValueError("\n".join(faults))
 
     return run_command(job)
 
