@@ -28,6 +28,7 @@ from tools.containers import FILES, change_container, shapes_of
 from tools.controlnet_files import PREFIX, to_directory, to_single_file
 from tools.embedding_forms import convert_embedding, is_embedding
 from tools.model_forms import convert_model
+from tools.tensor_listing import list_tensors
 
 FORMS = ("kohya", "peft")
 
@@ -90,6 +91,8 @@ def _kind(source: Path) -> str:
             return "model"
         return "controlnet" if (source / "config.json").is_file() else "peft"
     shapes = shapes_of(source)
+    if not shapes and list_tensors(source).widths:
+        raise ValueError(f"{source}: is a hypernetwork, which programs read as a .pt alone")
     if is_embedding(source, shapes):
         return "embedding"
     names = [*shapes]

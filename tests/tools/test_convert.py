@@ -19,6 +19,7 @@ from variants import EVERYTHING
 from modules.models import load
 from modules.models.published import published_model
 from modules.safetensors_header import hash_legacy, hash_tensors, read_header
+from networks.hypernetwork import Hypernetwork
 from networks.keys import kohya_name
 from networks.lora import LoRA
 from networks.pfg import PFG
@@ -242,6 +243,14 @@ def test_controlnets_and_checkpoints(tmp_path, model_directory):
     convert(tmp_path / "a.safetensors", tmp_path / "a.pth")
     with pytest.raises(ValueError, match="give the base model that the ControlNet is for"):
         convert(tmp_path / "a.pth", tmp_path / "back")
+
+
+def test_a_hypernetwork_has_one_form(tmp_path):
+    network = Hypernetwork()
+    network.attach(tiny.make_sd())
+    network.save(tmp_path / "a.pt", dtype=torch.float32, metadata={})
+    with pytest.raises(ValueError, match="a hypernetwork, which programs read"):
+        convert(tmp_path / "a.pt", tmp_path / "b.safetensors")
 
 
 class Note:
