@@ -185,10 +185,12 @@ def test_folders_of_peft(tmp_path):
         ("unet", model.denoiser),
     ):
         targets = ["to_k", "k_proj"]
-        get_peft_model(module, LoraConfig(r=3, target_modules=targets)).save_pretrained(
-            tmp_path / piece
-        )
-    assert [Path(each.path).parent.name for each in info(tmp_path)] == ["text_encoder", "unet"]
+        get_peft_model(
+            module, LoraConfig(r=3, lora_alpha=6, target_modules=targets)
+        ).save_pretrained(tmp_path / piece)
+    found = info(tmp_path)
+    assert [Path(each.path).parent.name for each in found] == ["text_encoder", "unet"]
+    assert [list(each.contents.alphas) for each in found] == [["6"], ["6"]]
 
 
 KOHYA = {  # of a file by sd-scripts
