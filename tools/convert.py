@@ -15,6 +15,7 @@ Metadata is kept where the form has a place for it. Nothing is overwritten.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,7 +90,7 @@ def _kind(source: Path) -> str:
     if source.is_dir():
         if (source / "model_index.json").is_file():
             return "model"
-        return "controlnet" if (source / "config.json").is_file() else "peft"
+        return _kind_of_directory(source)
     shapes = shapes_of(source)
     if not shapes and list_tensors(source).widths:
         raise ValueError(f"{source}: is a hypernetwork, which programs read as a .pt alone")
@@ -103,6 +104,20 @@ def _kind(source: Path) -> str:
     if is_kohya(names):
         return "kohya"
     return "peft" if is_peft(names) else ""
+
+
+def _kind_of_directory(source: Path) -> str:
+    config = source / "config.json"
+    if not config.is_file():
+        return "peft"
+    try:
+        name = json.loads(config.read_text(encoding="utf-8")).get("_class_name", "ControlNetModel")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{config}: can't be read ({error})") from error
+    if name != "ControlNetModel":
+        advice = "; train with save.format: single_file for one file" if "Autoenc" in name else ""
+        raise ValueError(f"{source}: holds {name}, for which there is no other form{advice}")
+    return "controlnet"
 
 
 def _convert_adapter(

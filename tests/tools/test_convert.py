@@ -253,6 +253,13 @@ def test_a_hypernetwork_has_one_form(tmp_path):
         convert(tmp_path / "a.pt", tmp_path / "b.safetensors")
 
 
+def test_a_piece_of_a_model_is_no_controlnet(tmp_path, model_directory):
+    with pytest.raises(ValueError, match=r"holds AutoencoderKL, .* save\.format: single_file"):
+        convert(model_directory / "vae", tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="holds UNet2DConditionModel, for which"):
+        convert(model_directory / "unet", tmp_path / "a.safetensors")
+
+
 class Note:
     """Something that is no tensor, as training programs leave in their checkpoints."""
 
