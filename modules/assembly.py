@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from modules.buckets import BucketBatchSampler
 from modules.caption_lengths import describe_truncated
 from modules.checkpoint import read_progress
 from modules.component_checks import check_components
@@ -17,7 +16,6 @@ from modules.errors import explained
 from modules.files import write_atomically
 from modules.hardware import warn_of_cpu_build
 from modules.idle_settings import idle_settings
-from modules.loading import Source, make_source
 from modules.parts import (
     NoSamples,
     NoSaves,
@@ -44,11 +42,12 @@ from modules.run_kinds import kind_of, with_sampler
 from modules.run_metadata import person_spec
 from modules.run_parts import load_parts
 from modules.schedule import Every
-from modules.sections import DatasetConfig, PriorConfig
+from modules.sources import build_prior, build_source, make_batch_sampler
 from modules.state_keeper import StateKeeper
 from modules.text_stop import TextStop, text_parameters
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
+from modules.validation_parts import build_validation, find_held_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -81,7 +80,9 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
         logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
         return None
     parts = load_parts(config, weights=False)
-    plan = plan_run(config, parts, _batch_sampler(config, parts.dataset, rank=0, world_size=1))
+    held_out = find_held_out(config, parts)
+    batch_sampler = make_batch_sampler(config, held_out.buckets, rank=0, world_size=1)
+    plan = plan_run(config, parts, batch_sampler, held_out)
     plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
     if cut := describe_truncated(parts.model, parts.dataset):
         logger.warning("%s", cut)
@@ -92,8 +93,11 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     train, is_main = config.train, accelerator.is_main_process
     prepare(config, accelerator)
     parts = load_parts(config, weights=True)
-    source = _source(config, config.dataset, parts.dataset, accelerator)
-    plan = plan_run(config, parts, source.batch_sampler)
+    held_out = find_held_out(config, parts)
+    source = build_source(
+        config, config.dataset, parts.dataset, accelerator, buckets=held_out.buckets
+    )
+    plan = plan_run(config, parts, source.batch_sampler, held_out)
     prepare_modules(
         parts.model,
         parts.networks,
@@ -120,7 +124,11 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         ),
     )
     identity = identify(
-        config, parts.dataset, steps=plan.max_train_steps, processes=accelerator.num_processes
+        config,
+        parts.dataset,
+        held_out=held_out.digest(),
+        steps=plan.max_train_steps,
+        processes=accelerator.num_processes,
     )
     if state is not None:
         check_identity(state, config, identity)
@@ -146,7 +154,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         groups=parts.groups,
         objective=parts.objective,
         source=source,
-        prior=_prior(config, parts.prior, accelerator),
+        prior=build_prior(config, parts.prior, accelerator),
         average=build_average(config.ema, parts.groups),
         text_stop=TextStop(
             parts.model,
@@ -159,6 +167,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         accelerator=accelerator,
         saver=saver if is_main else NoSaves(),
         keeper=_keeper(config, directory, accelerator),
+        validation=build_validation(config, held_out, parts.objective, writes=is_main),
         identity=identity,
         sampler=parts.sampler if is_main else NoSamples(),
         max_train_steps=plan.max_train_steps,
@@ -170,8 +179,8 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         seed=train.seed,
         metadata=metadata,
     )
-    parts_with_state = {"saver": trainer.saver, "sampler": trainer.sampler}
-    trainer.stateful |= {n: p for n, p in parts_with_state.items() if hasattr(p, "state_dict")}
+    own = {"saver": trainer.saver, "sampler": trainer.sampler, "validation": trainer.validation}
+    trainer.stateful |= {n: p for n, p in own.items() if hasattr(p, "state_dict")}
     if state is not None:
         explained("train.resume", lambda: go_on(trainer, state))
     return trainer
@@ -187,42 +196,3 @@ def _keeper(config: Config, directory: Path, accelerator: Accelerator) -> StateK
         is_regular=save.state,
         writes=accelerator.is_main_process,
     )
-
-
-def _batch_sampler(
-    config: Config, dataset: Any, *, rank: int, world_size: int
-) -> BucketBatchSampler:
-    return BucketBatchSampler(
-        dataset.buckets,
-        batch_size=config.train.batch_size // config.train.minibatch_repeat,
-        shuffle=config.dataset.shuffle,
-        seed=config.train.seed,
-        rank=rank,
-        world_size=world_size,
-    )
-
-
-def _source(
-    config: Config,
-    section: DatasetConfig | PriorConfig,
-    dataset: Any,
-    accelerator: Accelerator,
-    *,
-    weight: float = 1.0,
-) -> Source:
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    return make_source(
-        dataset,
-        _batch_sampler(config, dataset, rank=rank, world_size=world_size),
-        weight=weight,
-        repeats=config.train.minibatch_repeat,
-        num_workers=section.num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-
-def _prior(config: Config, dataset: Any | None, accelerator: Accelerator) -> Source | None:
-    section = config.prior
-    if section is None:
-        return None
-    return _source(config, section, dataset, accelerator, weight=section.loss_weight)

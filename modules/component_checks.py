@@ -14,7 +14,7 @@ from modules.hints import nearest
 from modules.optimizer_class import optimizer_faults
 from modules.parts import build_sampler, build_saver, sampler_arguments, saver_arguments
 from modules.run_kinds import kind_of
-from modules.sections import Config, DatasetConfig, PriorConfig
+from modules.sections import Config, DatasetConfig, PriorConfig, ValidationConfig
 
 
 def check_components(config: Config) -> None:
@@ -29,6 +29,8 @@ def check_components(config: Config) -> None:
     faults += _dataset_faults("dataset", config.dataset)
     if config.prior is not None:
         faults += _dataset_faults("prior", config.prior)
+    if config.validation is not None and config.validation.split is None:
+        faults += _dataset_faults("validation", config.validation)
     for name, network in config.networks.items():
         faults += argument_faults(f"networks.{name}", network.module, network.args)
     objective = config.objective
@@ -42,6 +44,7 @@ def check_components(config: Config) -> None:
         given = sampler_arguments(config)
         faults += argument_faults("sample", config.sample.module, config.sample.args, given)
     faults += lacking_methods(config)
+    faults += _best_faults(config)
     faults += kind_of(config).find_faults(config)
     precision = precision_fault(config.train.mixed_precision)
     if precision:
@@ -57,12 +60,26 @@ def check_components(config: Config) -> None:
         raise ConfigError(f"{config.save.name}: the config asks for what can't be done:{listed}")
 
 
-def _dataset_faults(where: str, section: DatasetConfig | PriorConfig) -> list[str]:
+def _dataset_faults(
+    where: str, section: DatasetConfig | PriorConfig | ValidationConfig
+) -> list[str]:
     """Faults of a dataset's arguments, also of those that only its own class understands."""
     faults = argument_faults(where, section.module, section.args, supplied={"seed"})
     if not faults and hasattr(resolve(section.module), "find_faults"):
         faults = resolve(section.module).find_faults(where, section.args)
     return faults
+
+
+def _best_faults(config: Config) -> list[str]:
+    if config.validation is None or not config.validation.keep_best:
+        return []
+    module = config.save.module
+    try:
+        saves = hasattr(resolve(module), "save")
+    except ValueError:  # said already, with the arguments
+        return []
+    fault = f"validation.keep_best: {module} has no save(run, suffix=...), which writes the best"
+    return [] if saves else [fault]
 
 
 def _trial(where: str, action: Callable[[], Any]) -> list[str]:

@@ -27,7 +27,9 @@ def check_meaning(config: Config, faults: YamlSource) -> None:
     _check_length(config, faults)
     _check_batch(config, faults)
     _check_trained(config, faults)
-    for section, value in (("save", config.save), ("sample", config.sample)):
+    _check_validation(config, faults)
+    timed = (("save", config.save), ("sample", config.sample), ("validation", config.validation))
+    for section, value in timed:
         if value is not None and value.every_epochs and value.every_steps:
             faults.fault((section, "every_steps"), "is given beside every_epochs; keep one of them")
     scheduler = config.lr_scheduler
@@ -67,7 +69,8 @@ def _check_paths(config: Config, faults: YamlSource) -> None:
                 ("networks", name, "resume"),
                 f"{quote(resume)} is neither a file nor a directory{_near_path(resume)}",
             )
-    for name, section in (("dataset", config.dataset), ("prior", config.prior)):
+    sections = (("dataset", config.dataset), ("prior", config.prior))
+    for name, section in (*sections, ("validation", config.validation)):
         for place, path in dataset_paths(section.args) if section and not config.prepare else ():
             if path != MISSING and not is_remote(path) and not _is_dir(path):
                 faults.fault((name, "args", *place), _directory_problem(path))
@@ -205,6 +208,25 @@ def _check_trained(config: Config, faults: YamlSource) -> None:
         ("model", "trainable"),
         "nothing is trained; add a network, or parts of the base as [unet]",
     )
+
+
+def _check_validation(config: Config, faults: YamlSource) -> None:
+    section = config.validation
+    if section is None or faults.is_faulty(("validation", "split")):
+        return
+    if section.split is None and not section.args:
+        faults.fault(
+            ("validation",),
+            "says of no image that it is held out; give split: 0.1, or a dataset of its own as "
+            "args: {path: its directory}",
+        )
+    elif section.split is not None and section.args:
+        faults.fault(("validation", "args"), "is given beside split; keep one of them")
+    elif section.split is not None and not 0 < section.split < 1:
+        faults.fault(
+            ("validation", "split"),
+            f"{section.split:g} leaves nothing to measure or to train; give a part such as 0.1",
+        )
 
 
 def _is_file_name(name: str) -> bool:

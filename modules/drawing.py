@@ -123,7 +123,7 @@ def evaluation(model: Any, networks: Sequence[Any]) -> Iterator[None]:
     """Everything in eval mode, and back to what it was; random states are kept."""
     modules: list[nn.Module] = [*model.components().values(), *networks]
     training = [module.training for module in modules]
-    device = next(model.denoiser.parameters()).device
+    device = next(modules[0].parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             for module in modules:

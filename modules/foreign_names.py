@@ -82,7 +82,14 @@ FOREIGN_NAMES = {
     "random_crop": "crop_jitter",
     "color_aug": "color_jitter",
     "network": "networks",
-    "validation": "sample",
+    "validation_split": "split",
+    "val_split": "split",
+    "validation_sigmas": "num_timesteps",
+    "max_validation_images": "max_images",
+    "early_stopping": "stop_early",
+    "early_stop": "stop_early",
+    "early_stopping_patience": "patience",
+    "save_best": "keep_best",
     "float32": "no",
     "fp32": "no",
     "float16": "fp16",
@@ -125,4 +132,15 @@ PLACES = {
     "color_jitter": "dataset.args.color_jitter",
     "betas": "optimizer.args.betas",
     "weight_decay": "optimizer.args.weight_decay",
+}
+
+FOREIGN_PLACES = {
+    # whole keys: theirs stand beside those of training, ours in a section
+    "validation_seed": "validation.seed",
+    "validate_every_n_steps": "validation.every_steps",
+    "validate_every_n_epochs": "validation.every_epochs",
+    "eval_steps_interval": "validation.every_steps",
+    "eval_every_n_steps": "validation.every_steps",
+    "eval_every_n_epochs": "validation.every_epochs",
+    "eval_datasets": "validation.args",
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from modules.foreign_names import FOREIGN_NAMES, PLACES
+from modules.foreign_names import FOREIGN_NAMES, FOREIGN_PLACES, PLACES
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -23,6 +23,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def key_hint(key: str, path: tuple[str, ...], section: type, root: type) -> str:
     """What an unknown key of `section`, which stands at `path` under `root`, may be meant for."""
+    if FOREIGN_PLACES.get(key, "").partition(".")[0] in _field_names(root):
+        return f"; did you mean '{FOREIGN_PLACES[key]}'?"
     own = [field.name for field in dataclasses.fields(section)]
     target = FOREIGN_NAMES.get(key, key)
     if target not in own:

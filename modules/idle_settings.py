@@ -44,8 +44,12 @@ def idle_settings(config: Config) -> list[str]:
             lines.append(f"networks.{name}.learning_rate has no effect with train: false")
     if config.sample is not None and config.sample.tome and not train.tome_ratio:
         lines.append("sample.tome has no effect without train.tome_ratio")
-    if config.ema is not None and config.sample is None and not config.ema.sample:
-        lines.append("ema.sample has no effect without a sample section")
+    looked_at = config.sample is not None or config.validation is not None
+    if config.ema is not None and not looked_at and not config.ema.sample:
+        lines.append("ema.sample has no effect without a sample or validation section")
+    held_out = config.validation
+    if held_out and held_out.split is not None and held_out.module != type(held_out).module:
+        lines.append("validation.module has no effect with split, which is of the dataset")
     lines += _not_taken("save", save, needed=("name", "directory", "metadata"))
     lines += _not_taken("sample", config.sample, needed=())
     return lines

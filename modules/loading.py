@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -99,10 +100,16 @@ def make_source(
         collate_fn=collate,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),  # of its own: it draws from it when an epoch begins
         pin_memory=pin_memory,
     )
     return Source(loader=loader, batch_sampler=batch_sampler, weight=weight, repeats=repeats)
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def step_groups(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modules.files import write_atomically
@@ -39,8 +39,9 @@ class Metrics:
             write_atomically(self._path, "".join(f"{line}\n" for line in kept))
 
     def plot(self) -> Path | None:
-        """Draw the loss over the steps, as measured and smoothed; None without two points."""
-        points = [(r["step"], r["loss"]) for r in self.read() if r.get("loss") is not None]
+        """Draw the loss over the steps, and that of held-out images; None without two points."""
+        records = self.read()
+        points = _points(records, "loss")
         if len(points) < 2:
             return None
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,11 +52,20 @@ class Metrics:
         axes = figure.subplots()
         axes.plot(steps, losses, color="#9ecae1", linewidth=1, label="mean since the last point")
         axes.plot(steps, smoothed(losses), color="#08519c", linewidth=2, label="smoothed")
+        if held_out := _points(records, "validation/loss"):
+            where, values = zip(*held_out, strict=True)
+            axes.plot(where, values, color="#d95f0e", marker="o", markersize=4, label="validation")
         axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         write_atomically(self._picture, FigureCanvasAgg(figure).print_png)
         return self._picture
+
+
+def _points(records: Sequence[Mapping[str, float | None]], key: str) -> list[tuple[float, float]]:
+    """Steps and values of a key."""
+    pairs = [(record["step"], record.get(key)) for record in records]
+    return [(step, value) for step, value in pairs if step is not None and value is not None]
 
 
 def _is_whole(line: str) -> bool:

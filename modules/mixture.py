@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from modules.batch import Sample
 from modules.buckets import Size
+from modules.content_hashes import content_hashes
 from modules.guides import whole_sample
 from modules.mixture_entries import Entry, entry_faults, read_entries
 from modules.mixture_parts import Part, check_side_inputs, name_parts
@@ -139,6 +140,10 @@ class Mixture(Dataset[Sample]):
             )
         self._unite()
         return bool(known)
+
+    def content_hashes(self) -> list[str]:
+        """Return a hash of each image's content."""
+        return [each for part in self.parts for each in content_hashes(part.dataset)]
 
     def summary(self) -> list[str]:
         """Describe the datasets: images times repeats, buckets, and what each says of itself."""

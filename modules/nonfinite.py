@@ -35,6 +35,7 @@ class Report:
 
     step: int
     seed: int
+    rank: int  # of several processes
     images: Sequence[str]
     captions: Sequence[str]
     timesteps: Sequence[int]
@@ -73,7 +74,8 @@ def check_steps(run: Trainer) -> None:
             "; under fp16 some are usual at the beginning" if scaled else "",
         )
     if run.guard.is_over():
-        report = examine(run, run.last_group, number=run.step)
+        rank = run.accelerator.process_index
+        report = examine(run, run.last_group, number=run.step, rank=rank)
         path = write_bundle(run, report)
         raise RunError(
             f"step {run.step}: loss or gradient were not finite in so many steps in a row that "
@@ -83,9 +85,9 @@ def check_steps(run: Trainer) -> None:
         )
 
 
-def examine(run: Trainer, group: Group, *, number: int) -> Report:
+def examine(run: Trainer, group: Group, *, number: int, rank: int = 0) -> Report:
     """Make a step's forward and backward passes again, with an eye on every module."""
-    seed_step(run.seed, step=number, rank=run.accelerator.process_index)
+    seed_step(run.seed, step=number, rank=rank)
     drawn: list[Tensor] = []
     losses, gradient = [], None
     with _watched(run) as seen, _recorded(run, drawn):
@@ -101,6 +103,7 @@ def examine(run: Trainer, group: Group, *, number: int) -> Report:
     return Report(
         step=number,
         seed=run.seed,
+        rank=rank,
         images=[name for part in group for name in part.batch.names],
         captions=[caption for part in group for caption in part.batch.captions],
         timesteps=[int(t) for each in drawn for t in each.flatten().tolist()],
@@ -112,8 +115,8 @@ def examine(run: Trainer, group: Group, *, number: int) -> Report:
 
 def write_bundle(run: Trainer, report: Report) -> Path:
     """Write weights, batches and report of a step as `nan_step_<n>` into the run's folder."""
-    rank = run.accelerator.process_index
-    path = run.directory / f"nan_step_{report.step:08d}{f'-rank{rank}' if rank else ''}"
+    ending = f"-rank{report.rank}" if report.rank else ""
+    path = run.directory / f"nan_step_{report.step:08d}{ending}"
     with replacing_directory(path) as folder:
         TrainState.of(run).save(folder / STATE)
         content = [

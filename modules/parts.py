@@ -32,12 +32,13 @@ from modules.sections import (
     LrSchedulerConfig,
     NetworkConfig,
     PriorConfig,
+    ValidationConfig,
 )
 
 logger = logging.getLogger(__name__)
 
 
-def build_dataset(section: DatasetConfig | PriorConfig, *, seed: int) -> Any:
+def build_dataset(section: DatasetConfig | PriorConfig | ValidationConfig, *, seed: int) -> Any:
     """A dataset; `buckets` is added to a plain one, whose images then have one size."""
     given = {"seed": seed} if accepts(section.module, "seed") else {}
     dataset = build(section.module, section.args, **given)

@@ -13,6 +13,7 @@ from modules.schedule import total_steps
 
 if TYPE_CHECKING:
     from modules.buckets import BucketBatchSampler
+    from modules.held_out import HeldOut
     from modules.models.base import DiffusionModel
     from modules.optimizer import ParameterGroup
     from modules.run_parts import RunParts
@@ -29,6 +30,7 @@ class Plan:
     groups: list[ParameterGroup]
     dataset: Any
     prior: Any | None  # class images, if there are any
+    held_out: str | None  # images that are not trained on, if there are any
     batches: int
     batch_size: int
     minibatch_repeat: int
@@ -59,6 +61,8 @@ class Plan:
             lines += [f"data       {line}" for line in text]
         if self.prior is not None:
             lines.append(f"prior      {len(self.prior)} images of the class, a batch beside each")
+        if self.held_out is not None:
+            lines.append(f"held out   {self.held_out}")
         accumulation, repeats = self.gradient_accumulation_steps, self.minibatch_repeat
         lines.append(
             f"steps      {self.batches} batches of up to {self.batch_size} an epoch"
@@ -71,7 +75,9 @@ class Plan:
         return lines
 
 
-def plan_run(config: Config, parts: RunParts, batch_sampler: BucketBatchSampler) -> Plan:
+def plan_run(
+    config: Config, parts: RunParts, batch_sampler: BucketBatchSampler, held_out: HeldOut
+) -> Plan:
     """The plan of a run with these parts."""
     train = config.train
     steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
@@ -80,6 +86,7 @@ def plan_run(config: Config, parts: RunParts, batch_sampler: BucketBatchSampler)
         groups=parts.groups,
         dataset=parts.dataset,
         prior=parts.prior,
+        held_out=held_out.summary() if config.validation else None,
         batches=len(batch_sampler),
         batch_size=train.batch_size,
         minibatch_repeat=train.minibatch_repeat,
@@ -94,7 +101,14 @@ def plan_run(config: Config, parts: RunParts, batch_sampler: BucketBatchSampler)
             str(config.save.name),
             {n: parts.networks[n] for n, section in config.networks.items() if section.train},
             trains_base=bool(parts.trained_base),
-            versions=["", "-ema"] if config.ema and config.ema.save == "beside" else [""],
+            versions=_versions(config),
             base_ending=BASE_ENDINGS[config.save.format],
         ),
     )
+
+
+def _versions(config: Config) -> list[str]:
+    """What is added to the names of what is written, but for saves on the way."""
+    versions = ["", "-ema"] if config.ema and config.ema.save == "beside" else [""]
+    keeps_best = config.validation is not None and config.validation.keep_best
+    return versions + ([f"{version}-best" for version in versions] if keeps_best else [])

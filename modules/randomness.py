@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,20 @@ def seed_step(seed: int, *, step: int, rank: int = 0) -> None:
     images in between, nor on whether the run was interrupted.
     """
     _seed_all(_mixed("step", seed, rank) + step)
+
+
+@contextlib.contextmanager
+def drawn_apart(*parts: int | str) -> Iterator[None]:
+    """Let random numbers follow from `parts` for a while; then go on with those of before."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        _seed_all(_mixed(*parts))
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 class ReseededDataset(Dataset):

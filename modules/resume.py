@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import shlex
@@ -35,6 +36,9 @@ _FREE = (
     "prepare",
     "train.resume",
     "train.accept_changes",
+    "validation.every_epochs",
+    "validation.every_steps",
+    "validation.keep_best",
     "train.log_every",
     "train.max_nonfinite_steps",
     "dataset.num_workers",
@@ -82,11 +86,14 @@ def run_folders(directory: Path, name: str) -> list[Path]:
     return [folder for _, folder in sorted(found, reverse=True)]
 
 
-def identify(config: Config, dataset: Any, *, steps: int, processes: int) -> dict[str, Any]:
+def identify(
+    config: Config, dataset: Any, *, held_out: str, steps: int, processes: int
+) -> dict[str, Any]:
     """What makes a run the same run, as its state holds it."""
     return {
         "config": asdict(as_begun(config)),
         "dataset.images": describe_images(dataset),
+        "validation.images": held_out,
         "max_train_steps": steps,
         "processes": processes,
     }
@@ -128,8 +135,9 @@ def check_identity(state: Path, config: Config, identity: Mapping[str, Any]) -> 
     before = read_progress(state)
     known = dict(_config_changes(before, config))
     changes: dict[str, tuple[Any, Any]] = {}
-    for key in ("dataset.images", "processes", "max_train_steps"):
-        follows = key == "max_train_steps" and bool(known or changes)  # from what was accepted
+    for key in ("dataset.images", "validation.images", "processes", "max_train_steps"):
+        depends = key in ("validation.images", "max_train_steps")
+        follows = depends and bool(known or changes)  # from what was accepted
         if before[key] != identity[key] and not follows:
             changes[key] = (before[key], identity[key])
     _refuse(state, config, changes)
@@ -152,9 +160,11 @@ def go_on(trainer: Trainer, state: Path) -> None:
 
 
 def is_finished(state: Path) -> bool:
-    """Whether the run of a state has done all its steps, and all that comes behind the last."""
-    progress = read_progress(state)
-    return progress["step"] >= progress["max_train_steps"] and (state.parent / FINISHED).is_file()
+    """Whether the run of a state has done its last step, and all that comes behind it."""
+    path = state.parent / FINISHED
+    if not path.is_file():
+        return False
+    return read_progress(state)["step"] >= json.loads(path.read_text(encoding="utf-8"))["steps"]
 
 
 def command(directory: Path) -> str:

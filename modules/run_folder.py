@@ -114,4 +114,5 @@ def first_save(groups: Sequence[ParameterGroup], config: Config) -> int:
     weights = sum(group.count for group in groups)
     size = {"fp32": 4, "fp16": 2, "bf16": 2}[config.save.dtype]
     kept = 4 * weights * (3 if config.ema is None else 4) if config.save.state else 0
-    return weights * size + kept
+    files = 2 if config.validation is not None and config.validation.keep_best else 1
+    return weights * size * files + kept

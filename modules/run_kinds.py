@@ -16,6 +16,7 @@ from modules.sections import Config, ModelConfig, SampleConfig
 from modules.trainer import Trainer
 from modules.vae_run import build_vae_objective, load_autoencoder, vae_faults, vae_patterns
 from modules.vae_trainer import VaeTrainer
+from modules.validation_losses import DenoisingLosses, ReconstructionLosses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class RunKind:
     load: Callable[..., Any]  # a model, of the section and with `weights` or not
     build_objective: Callable[[Config, Any], Any]
     trainer: type[Trainer]
+    losses: Callable[..., Any]  # how held-out images are measured
     sampler: str  # its class, where the config doesn't name one
     find_faults: Callable[[Config], list[str]]
 
@@ -70,6 +72,7 @@ DENOISING = RunKind(
     load=load_model,
     build_objective=build_objective,
     trainer=Trainer,
+    losses=DenoisingLosses,
     sampler=SampleConfig.module,
     find_faults=denoising_faults,
 )
@@ -78,6 +81,7 @@ RECONSTRUCTION = RunKind(
     load=load_autoencoder,
     build_objective=build_vae_objective,
     trainer=VaeTrainer,
+    losses=ReconstructionLosses,
     sampler="modules.reconstruction_sampler.ReconstructionSampler",
     find_faults=vae_faults,
 )

@@ -31,6 +31,7 @@ class RunParts:
 
     dataset: Any
     prior: Any | None
+    validation: Any | None  # a dataset of its own, of images that are not trained on
     model: Any  # a DiffusionModel, or in a run that trains the VAE that alone
     trained_base: Mapping[str, torch.nn.Parameter]
     networks: Mapping[str, Network]
@@ -43,7 +44,9 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
     """Data first, then the model, then what is attached to it."""
     torch.manual_seed(config.train.seed)
     datasets: dict[str, Any] = {}
-    for name, part in (("dataset", config.dataset), ("prior", config.prior)):
+    own = config.validation if config.validation and config.validation.split is None else None
+    sections = (("dataset", config.dataset), ("prior", config.prior), ("validation", own))
+    for name, part in sections:
         if part is not None:
             action = partial(build_dataset, part, seed=config.train.seed)
             datasets[name] = explained(name, action)
@@ -84,6 +87,7 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
     return RunParts(
         dataset=datasets["dataset"],
         prior=datasets.get("prior"),
+        validation=datasets.get("validation"),
         model=model,
         trained_base=trained_base,
         networks=networks,

@@ -11,6 +11,7 @@ from modules.numbers import Count, Fraction, Natural, NonNegative, Rate
 from modules.sampler_names import SamplerName
 from modules.save_section import SaveConfig
 from modules.schema import Within
+from modules.validation_section import ValidationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class EmaConfig:
     save: Literal["beside", "instead"] = "beside"
     """Save the average beside the weights, as `<name>-ema`, or instead of them."""
     sample: bool = True
-    """Draw validation images with the average."""
+    """Draw validation images with the average, and measure held-out ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,5 +235,7 @@ class Config:
     """Where and when weights are written."""
     sample: SampleConfig | None = None
     """Validation images; without this section there are none."""
+    validation: ValidationConfig | None = None
+    """The loss of images that are not trained on; without this section none are held out."""
     loggers: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     """Where metrics go besides metrics.jsonl: `tensorboard:`, `wandb: {project: cats}`."""

@@ -99,9 +99,14 @@ class StateKeeper:
                 yield
         except KeyboardInterrupt:  # the second time: at once
             raise
-        except BaseException:
+        except BaseException as error:
             # In the middle of an update the weights are of no step, and the last state is better.
-            if run.is_between_steps and run.step > 0 and self.keep(run):
+            is_kept = run.is_between_steps and run.step > 0 and self.keep(run)
+            if self.requests.signal is not None:  # which may have ended workers or other ranks
+                message = self._farewell(run)
+                logger.warning("%s", message)
+                raise Interrupted(message, signal=self.requests.signal) from error
+            if is_kept:
                 logger.warning("step %d is kept; go on with: %s", run.step, self.command())
             raise
         if run.step < run.max_train_steps:
@@ -110,6 +115,9 @@ class StateKeeper:
     def finish(self, step: int) -> None:
         """Note in the run's folder that nothing is left to do."""
         if self._writes:
+            # A kill may have come between the last state and the end of the one before.
+            with contextlib.suppress(OSError):
+                delete_other_states(self._directory, state_path(self._directory, step))
             write_atomically(self._directory / FINISHED, f'{{"steps": {step}}}\n')
 
     def _farewell(self, run: Trainer) -> str:

@@ -44,6 +44,15 @@ class StepLog:
         """Leave out the time until now."""
         self._since = time.perf_counter()
 
+    @contextlib.contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """Leave out the time that is spent in it."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - begun
+
     def add(
         self, measured: Measured, *, step: int, epoch: int, rates: Sequence[float], last: bool
     ) -> float | None:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from modules.averaging import MovingAverage, Weights, saved_versions
-from modules.batch import Batch, DenoiserInputs
+from modules.batch import Batch
+from modules.denoising import denoising_error
 from modules.engine import LossModule
 from modules.errors import survived
 from modules.loading import Group, Source, step_groups
 from modules.metrics import Metrics
 from modules.nonfinite import check_steps
-from modules.objectives import masked_mean
 from modules.optimizer import ParameterGroup, clip_gradients, make_step, settings_of
 from modules.protocols import Network, Objective, Sampler, Saver
 from modules.randomness import seed_step
@@ -30,6 +30,7 @@ from modules.step_guard import StepGuard
 from modules.step_log import Measured, StepLog
 from modules.text_stop import TextStop
 from modules.trackers import show_images
+from modules.validation import NoValidation, Validation
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -74,6 +75,7 @@ class Trainer:
     max_nonfinite_steps: int = 20
     log_every: int = 10
     seed: int = 0
+    validation: Validation | NoValidation = field(default_factory=NoValidation)
     identity: Mapping[str, Any] = field(default_factory=dict)
     metadata: RunMetadata = field(default_factory=RunMetadata)
 
@@ -111,20 +113,8 @@ class Trainer:
         clean = self.model.encode_images(batch)
         noise = self.objective.sample_noise(clean)
         timesteps = self.objective.sample_timesteps(len(clean), clean.device)
-
-        inputs = DenoiserInputs(
-            sample=self.objective.add_noise(clean, noise, timesteps),
-            timestep=timesteps,
-            **self.model.encode_prompts(batch),
-        )
-        for network in self.networks.values():
-            inputs = network.condition(inputs, batch)
-
-        prediction = self.model.denoise(inputs)
-        target = self.objective.target(clean, noise, timesteps)
-        error = self.objective.error(prediction, target, timesteps)  # (B, C, h, w)
-        per_image = batch.weigh(masked_mean(error, batch.mask))  # (B,)
-        return (per_image * self.objective.loss_weight(timesteps)).sum()
+        error = denoising_error(self, batch, clean=clean, noise=noise, timesteps=timesteps)
+        return (batch.weigh(error) * self.objective.loss_weight(timesteps)).sum()
 
     def train_step(self, group: Group) -> Measured:
         """One optimizer step over the batches of a group; metrics stay tensors, nothing waits.
@@ -173,6 +163,7 @@ class Trainer:
         groups = self.step_groups()
         self.optimizer.train()
         with self.keeper.watch(self), self.step_log.shown(self.step, self.max_train_steps) as bar:
+            self.validation.measure_if_due(self)
             self._sample(last=self.step == self.max_train_steps)
             self.step_log.restart_clock()
             while self.step < self.max_train_steps and not self.keeper.requests.stops:
@@ -180,9 +171,11 @@ class Trainer:
                 metrics = self.train_step(self.last_group)
                 self.step, self.is_between_steps = self.step + 1, True
                 self.keeper.requests.poll()
+                # The order is fixed: validate, since that may make this step the last one; log what
+                # was measured, save what was trained, keep the state from which training can go
+                # on, with what validation has found; sample.
+                self.validation.measure_if_due(self)
                 last = self.step == self.max_train_steps
-                # The order is fixed: log what was measured, save what was trained, keep the state
-                # from which training can go on, sample.
                 loss = self.log(metrics, last=last)
                 self.saver.save_if_due(self, last=last)
                 self.keeper.keep_if_due(self, last=last)

@@ -29,6 +29,7 @@ class Kill:
     file_size: int | None = None  # when a file grows beyond so many bytes
     number: int = signal.SIGKILL  # of the signal that is sent after some seconds
     only_rank: int | None = None  # of several processes
+    group: bool = False  # to its children too, as a terminal and a cluster do
 
 
 def train(
@@ -105,7 +106,10 @@ def _run(
         resource.setrlimit(resource.RLIMIT_FSIZE, (kill.file_size, resource.RLIM_INFINITY))
     hit = kill is not None and kill.only_rank in (None, int(environment.get("RANK", "0")))
     if kill is not None and hit and kill.after_seconds is not None:
-        timer = threading.Timer(kill.after_seconds, os.kill, (os.getpid(), kill.number))
+        if kill.group:
+            os.setpgid(0, 0)
+        send = os.killpg if kill.group else os.kill
+        timer = threading.Timer(kill.after_seconds, send, (os.getpid(), kill.number))
         timer.daemon = True
         timer.start()
     import main

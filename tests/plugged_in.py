@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from modules.batch import Sample
+from modules.dataset import LatentDataset
 from modules.objectives import Epsilon
 from networks.conditioner import Conditioner
 from preprocess.job import Counts
@@ -45,6 +47,22 @@ class Poisoned(Epsilon):
         if steps is None or str(self.calls) in steps.split():
             noise[0, 0, 0, 0] = torch.nan
         return noise
+
+
+class UnreadableForOne(LatentDataset):
+    """Can't be measured by the second of several processes; hashing and training can read it."""
+
+    def whole_sample(self, index: int) -> Sample:
+        if os.environ.get("RANK") == "1" and not torch.is_grad_enabled():
+            raise OSError("the disk is gone")
+        return super().whole_sample(index)
+
+
+class OwnSaver:
+    """A saver that saves when it likes, and at no other time."""
+
+    def save_if_due(self, run, *, last: bool) -> None:
+        """Write nothing."""
 
 
 def noted_latents(

@@ -22,11 +22,12 @@ def replay(bundle: Path) -> str:
     Raises:
         ValueError: the directory is no such bundle, or model or dataset of its run are not there.
     """
+    import json
     import tempfile
 
     from modules.checkpoint import TrainState
     from modules.config import load
-    from modules.nonfinite import BATCHES, STATE, examine, read_batches
+    from modules.nonfinite import BATCHES, REPORT, STATE, examine, read_batches
     from modules.resume import as_begun
     from modules.trainer import Trainer
 
@@ -45,7 +46,8 @@ def replay(bundle: Path) -> str:
 
         state = TrainState.load(bundle / STATE)
         state.apply(trainer)
-        report = examine(trainer, read_batches(bundle), number=trainer.step)
+        rank = json.loads((bundle / REPORT).read_text(encoding="utf-8"))["rank"]
+        report = examine(trainer, read_batches(bundle), number=trainer.step, rank=rank)
     return str(report)
 
 

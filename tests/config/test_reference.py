@@ -32,6 +32,7 @@ SECTIONS = {
     "`save`": schema.SaveConfig,
     "`save.metadata`": MetadataConfig,
     "`sample`": schema.SampleConfig,
+    "`validation`": schema.ValidationConfig,
 }
 COMPONENTS = {
     "`modules.dataset.LatentDataset`, `modules.dataset.ImageDataset`": (
@@ -68,7 +69,7 @@ def tables(name):
 
 def sentences():
     """The docstring under each field, by class and field."""
-    files = [ROOT / "modules" / name for name in ("sections.py", "save_section.py")]
+    files = sorted((ROOT / "modules").glob("*section*.py"))
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     found = {}
     for section in [n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)]:

@@ -19,7 +19,7 @@ train:
 SECTIONS = (
     "allowed: model, dataset, prepare, prior, networks, objective, optimizer, lr_scheduler, ema, "
     "train, save, "
-    "sample, loggers"
+    "sample, validation, loggers"
 )
 
 

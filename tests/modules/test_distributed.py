@@ -297,3 +297,43 @@ def test_weights_make_the_mean_over_images_of_ranks_and_accumulation(
                         # Gradients are averaged over ranks, so each image has 1 / images of them.
                         assert part.weight / world_size == pytest.approx(1 / images)
         assert seen == Counter(f"image{number:03d}" for number in range(12))
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """The lines of validation in a run's metrics."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if "validation/loss" in line]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_held_out_images_as_one(write_config, tmp_path):
+    path = write_config(
+        networks={"lora": {"module": "networks.lora.LoRA", "args": {"rank": 2}}},
+        objective={"module": "plugged_in.Deterministic"},
+        train={"max_train_steps": 60, "learning_rate": 0.1},
+        validation={"split": 0.4, "every_steps": 2, "patience": 2, "stop_early": True},
+    )
+    output = train_both_ways(path, tmp_path, batch_size=1)
+    one, two = (curve(output / name) for name in ("one", "two"))
+    assert one[0] == two[0]  # bit by bit, before training
+    for name in ("one", "two"):
+        assert json.loads((output / name / "finished.json").read_text())["steps"] < 60
+    for first, second in list(zip(one, two, strict=False))[:4]:
+        assert first["validation/loss"] == pytest.approx(second["validation/loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_measure_does_not_let_the_other_wait(
+    write_config, dataset_directory, tmp_path
+):
+    path = write_config(
+        networks={"lora": {"module": "networks.lora.LoRA", "args": {"rank": 2}}},
+        dataset={
+            "module": "plugged_in.UnreadableForOne",
+            "args": {"path": str(dataset_directory)},
+        },
+        validation={"split": 0.4, "every_steps": 1},
+    )
+    train_in_two_processes(path, tmp_path)
+    assert curve(tmp_path / "output" / "two") == []
+    assert (tmp_path / "output" / "two" / "two.safetensors").is_file()

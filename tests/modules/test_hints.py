@@ -5,12 +5,14 @@ import pytest
 
 from modules.config import Config
 from modules.dataset import LatentDataset
-from modules.foreign_names import FOREIGN_NAMES, PLACES
+from modules.foreign_names import FOREIGN_NAMES, FOREIGN_PLACES, PLACES
 from modules.hints import key_hint, nearest
 from modules.objectives import Diffusion
 from modules.samplers import GridSampler
-from modules.sections import EmaConfig, PriorConfig, TrainConfig
+from modules.sections import EmaConfig, PriorConfig, TrainConfig, ValidationConfig
 from networks.lora import LoRA
+
+OPTIONAL = (PriorConfig, EmaConfig, ValidationConfig)
 
 
 def test_nearest_names():
@@ -23,7 +25,7 @@ def test_nearest_names():
 def test_every_hint_leads_to_a_name_that_exists():
     sections = [getattr(Config(), f.name) for f in dataclasses.fields(Config)]
     known = {f.name for s in sections if dataclasses.is_dataclass(s) for f in dataclasses.fields(s)}
-    known |= {f.name for section in (PriorConfig, EmaConfig) for f in dataclasses.fields(section)}
+    known |= {f.name for section in OPTIONAL for f in dataclasses.fields(section)}
     known |= {f.name for f in dataclasses.fields(Config)} | {"no", "fp16", "bf16"}
     for component in (LatentDataset, LoRA, Diffusion, GridSampler):
         known |= set(inspect.signature(component).parameters)
@@ -31,6 +33,8 @@ def test_every_hint_leads_to_a_name_that_exists():
     arguments = known | {"betas", "weight_decay"}
     assert {name for name in PLACES if name not in arguments} == set()
     assert all(place.endswith(f".args.{name}") for name, place in PLACES.items())
+    own = {f"validation.{f.name}" for f in dataclasses.fields(ValidationConfig)}
+    assert {place for place in FOREIGN_PLACES.values() if place not in own} == set()
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,9 @@ def test_every_hint_leads_to_a_name_that_exists():
         ("scale_weight_norms", "networks.<name>.args.max_norm"),
         ("prior_loss_weight", "prior.loss_weight"),
         ("ema_decay", "ema.decay"),
+        ("validation_split", "validation.split"),
+        ("validate_every_n_steps", "validation.every_steps"),
+        ("early_stopping_patience", "validation.patience"),
     ],
 )
 def test_other_trainers_options_of_training_are_known(key, place):

@@ -37,6 +37,14 @@ LORA = {"module": "networks.lora.LoRA"}
             {"networks": {"a": {**LORA, "train": False}, "b": LORA}},
             "networks.a stays as it starts, with train: false and no resume",
         ),
+        (
+            {"validation": {"split": 0.1, "module": "modules.dataset.ImageDataset"}},
+            "validation.module has no effect with split, which is of the dataset",
+        ),
+        (
+            {"ema": {"sample": False}},
+            "ema.sample has no effect without a sample or validation section",
+        ),
     ],
 )
 def test_a_setting_without_effect_is_named(write_config, sections, line):
@@ -63,3 +71,8 @@ def test_a_config_whose_settings_all_count_is_quiet(write_config):
         lr_scheduler={"name": "cosine_with_restarts", "num_cycles": 3, "warmup_steps": 1},
     )
     assert idle_settings(load(path)) == []
+
+
+def test_held_out_images_are_measured_without_the_average(write_config):
+    sections = {"ema": {"sample": False}, "validation": {"split": 0.1}}
+    assert idle_settings(load(write_config(networks={"a": LORA}, **sections))) == []

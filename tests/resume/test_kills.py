@@ -37,6 +37,10 @@ RUNS: dict[str, dict] = {
             "args": {"flip": 0.5, "crop_jitter": 0.2, "caption_dropout": 0.3},
         },
     },
+    "validation": {
+        "networks": LORA,
+        "validation": {"split": 0.4, "every_steps": 1, "keep_best": True},
+    },
     "two processes": {"networks": LORA, "train": {"batch_size": 1}},
 }
 
@@ -178,3 +182,16 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(prepared, tmp_p
         load_file(tmp_path / "output" / name / f"{name}.safetensors") for name in ("run", "whole")
     )
     assert all(torch.equal(ended[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("prepared", ["augmentation"], indirect=True)
+def test_a_signal_to_workers_too(prepared, number, tmp_path):
+    path, _ = prepared
+    options = ("train.max_train_steps=100000", "save.name=run")
+    kill = Kill(after_seconds=5, number=number, group=True)
+    assert kills.train(path, *options, kill=kill) == (128 + number,)
+    (state,) = find_states(tmp_path / "output" / "run")
+    log = Path(f"{path}.log").read_text(encoding="utf-8")
+    assert f"stopped: step {read_progress(state)['step']} is kept; go on with" in log
+    assert "KeyboardInterrupt" not in log

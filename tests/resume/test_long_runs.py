@@ -43,6 +43,7 @@ def test_memory_and_open_files_are_constant(write_config):
                     "num_inference_steps": 1,
                     "every_steps": 100,
                 },
+                validation={"split": 0.3, "every_steps": 100, "keep_best": True},
                 loggers={"tensorboard": None},
             )
         )

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import main
+from modules.checkpoint import TrainState
 from modules.config import load
 from modules.errors import ConfigError, Interrupted
 from modules.resume import run_folders
@@ -399,3 +400,17 @@ def test_before_and_after_over_a_resume(path, write_config):
     for file in files:
         one, two = (Image.open(t.directory / file) for t in (whole, resumed))
         assert list(one.getdata()) == list(two.getdata())
+
+
+def test_the_gradient_scaler_goes_on(path):
+    """As under fp16, which is for GPUs."""
+    first, second = assemble(path, "save.name=one"), assemble(path, "save.name=two")
+    for trainer in (first, second):
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler = first.accelerator.scaler
+    scaler.scale(torch.ones(()))  # makes its tensors
+    scaler.update(new_scale=0.5)
+    TrainState.of(first).save(first.directory / "state")
+    TrainState.load(first.directory / "state").apply(second)
+    assert second.accelerator.scaler.state_dict() == scaler.state_dict()
+    assert second.accelerator.scaler.get_scale() == 0.5
