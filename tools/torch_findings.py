@@ -75,7 +75,7 @@ def _find_hidden_card() -> Iterator[Finding]:
         reason = first_line(error)
     else:
         reason = "no card is visible"
-    has_driver = any(one.text.count(",") == 2 for one in find_driver())
+    has_driver = any(one.state == "ok" and "," in one.text for one in find_driver())
     state = "problem" if has_driver else "warning"
     hint = "; see the driver's version and CUDA_VISIBLE_DEVICES" if has_driver else ""
     yield Finding(state, "device", f"CPU, training is slow; CUDA says: {reason}{hint}")

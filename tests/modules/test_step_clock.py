@@ -133,3 +133,48 @@ def test_other_devices_time_whole_steps_only():
     times = clock.take()
     assert (times.steps, times.phases) == (2, {})
     assert times.per_step() == {"seconds_per_step": times.seconds / 2}
+
+
+class PlayedEvent:
+    """An event that can't be read before it is waited for; 10 ms lie between two."""
+
+    done: set[PlayedEvent]
+    recorded: list[PlayedEvent]
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = 10.0 * len(self.recorded)  # ms
+        self.recorded.append(self)
+
+    def synchronize(self):
+        self.done.update(self.recorded[: self.recorded.index(self) + 1])
+
+    def elapsed_time(self, end):
+        if not {self, end} <= self.done:
+            raise RuntimeError("Both events must be completed before calculating elapsed time.")
+        return end.at - self.at
+
+
+def test_a_card_is_asked_only_when_times_are_taken(monkeypatch):
+    """`tests/gpu` has the same on a real one."""
+    monkeypatch.setattr(PlayedEvent, "done", set(), raising=False)
+    monkeypatch.setattr(PlayedEvent, "recorded", [], raising=False)
+    monkeypatch.setattr(torch.cuda, "Event", PlayedEvent)
+    clock = StepClock(torch.device("cuda"))
+    groups = clock.timed(iter("abcd"))
+    for _ in range(2):
+        for _ in range(2):
+            next(groups)
+            for _ in range(2):  # accumulation
+                clock.lap("forward")
+                clock.lap("backward")
+            clock.lap("optimizer")
+            taken = len(PlayedEvent.done)
+        assert taken in (0, 14)
+        times = clock.take()
+        assert times.steps == 2
+        assert times.phases == pytest.approx(
+            {"data": 0.02, "forward": 0.04, "backward": 0.04, "optimizer": 0.02}
+        )
