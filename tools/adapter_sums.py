@@ -129,7 +129,7 @@ def merge_adapters(
         ValueError: there is no `rank` or `model` for what needs it, an adapter is for another
             model or can't be read, or `output` exists.
     """
-    check_new(output)
+    check_new(output, suffix=".safetensors")
     limits, errors = Limits(rank=rank), Errors()
     read = [read_layers(source.path) for source in sources]
     metadata = kept_metadata([source.path for source in sources])

@@ -82,12 +82,14 @@ def run_command(job: Callable[[], str | None]) -> int:
     return 0
 
 
-def check_new(output: Path) -> None:
+def check_new(output: Path, *, suffix: str | None = None) -> None:
     """Check, before anything expensive, that an output is new and can be written.
 
     Raises:
-        ValueError: `output` exists, or nothing can be written where it would be.
+        ValueError: `output` exists, doesn't end with `suffix`, or nothing can be written there.
     """
+    if suffix is not None and output.suffix != suffix:
+        raise ValueError(f"{output}: would be a {suffix} file; give a name that ends so")
     if output.exists():
         raise ValueError(f"{output}: exists already; give another name")
     folder = next(parent for parent in output.absolute().parents if parent.exists())

@@ -47,7 +47,7 @@ def extract(
     Raises:
         ValueError: the models are of different kinds or don't differ, or `output` exists.
     """
-    check_new(output)
+    check_new(output, suffix=".safetensors")
     limits = {False: Limits(rank=rank, energy=energy)}
     if conv_rank is not None:
         limits[True] = Limits(rank=conv_rank, energy=energy)

@@ -95,6 +95,8 @@ def test_nothing_is_overwritten(tmp_path):
     check_new(tmp_path / "new")
     with pytest.raises(ValueError, match="exists already; give another name"):
         check_new(tmp_path)
+    with pytest.raises(ValueError, match=r"a\.pt: would be a \.safetensors file"):
+        check_new(tmp_path / "a.pt", suffix=".safetensors")
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path):
