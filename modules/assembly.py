@@ -14,7 +14,7 @@ from modules.config import Config, to_yaml
 from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.errors import explained
 from modules.files import write_atomically
-from modules.hardware import warn_of_cpu_build
+from modules.hardware import warn_of_unfit_build
 from modules.idle_settings import idle_settings
 from modules.parts import (
     NoSamples,
@@ -71,7 +71,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     if state is not None and check_config(state, config) and is_finished(state):
         logger.info("nothing left to do: %s has made all its steps", state.parent)
         return None
-    warn_of_cpu_build()
+    warn_of_unfit_build()
     if not check:
         accelerator = create_accelerator(config.train.mixed_precision)
         return _assemble_run(config, accelerator, state)

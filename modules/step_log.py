@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from modules.bottlenecks import Bottlenecks, measure_memory
 from modules.errors import survived
 from modules.metrics import Metrics
 from modules.optimizer import ParameterGroup
+from modules.step_clock import StepClock
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from modules.loading import Source
 
 Measured = Mapping[str, Tensor | int]
 """Of one step: tensors that stay on the device, and "images"."""
@@ -32,26 +35,15 @@ class StepLog:
         groups: Sequence[ParameterGroup],
         *,
         every: int,
+        source: Source | None = None,
     ):
         self._metrics = metrics
         self._accelerator = accelerator
         self._groups = groups
         self._every = every
         self._kept: list[Measured] = []
-        self._since = time.perf_counter()
-
-    def restart_clock(self) -> None:
-        """Leave out the time until now."""
-        self._since = time.perf_counter()
-
-    @contextlib.contextmanager
-    def clock_stopped(self) -> Iterator[None]:
-        """Leave out the time that is spent in it."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._since += time.perf_counter() - begun
+        self.clock = StepClock(accelerator.device)
+        self._bottlenecks = Bottlenecks(getattr(source and source.loader, "num_workers", 0))
 
     def add(
         self, measured: Measured, *, step: int, epoch: int, rates: Sequence[float], last: bool
@@ -60,11 +52,10 @@ class StepLog:
         self._kept.append(measured)
         if not (last or step == 1 or step % self._every == 0):
             return None
-        record = self._means()
+        record = {**self._means(), **self._speed(step)}
         if self._accelerator.is_main_process:
             named = zip(self._groups, rates, strict=True)
             record |= {f"learning_rate/{group.name}": rate for group, rate in named}
-            record |= self._speed()
             self.write(record, step=step, epoch=epoch)
         self._kept.clear()
         return record["loss"]
@@ -114,14 +105,12 @@ class StepLog:
         means["loss"] = self._accelerator.reduce(means["loss"], "mean")
         return {key: value.item() for key, value in means.items()}
 
-    def _speed(self) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        images = sum(int(one["images"]) for one in self._kept)
-        return {
-            "seconds_per_step": seconds / len(self._kept),
-            "images_per_second": images / seconds,
-        }
+    def _speed(self, step: int) -> dict[str, float]:
+        times, memory = self.clock.take(), measure_memory(self._accelerator.device)
+        self._bottlenecks.look(times, memory, step=step)
+        # Steps before a resumed state was written are kept, but were not timed.
+        images = sum(int(one["images"]) for one in self._kept[-times.steps :])
+        return {**times.per_step(), "images_per_second": images / times.seconds, **memory}
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -86,7 +86,9 @@ class Trainer:
         self.last_group: Group = []
         self.stateful: dict[str, Any] = {}  # by name, what else a state holds of a run
         self.metrics = Metrics(self.directory)
-        self.step_log = StepLog(self.metrics, accelerator, self.groups, every=self.log_every)
+        self.step_log = StepLog(
+            self.metrics, accelerator, self.groups, every=self.log_every, source=self.source
+        )
         self._parameters = [p for group in self.groups for p in group.parameters]
         self._after_step = [n.after_step for n in networks if hasattr(n, "after_step")]
         self._rates: list[float] = self.lr_scheduler.get_last_lr()
@@ -129,7 +131,9 @@ class Trainer:
             last = position == len(group) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self._loss):
                 loss = self._loss(part.batch.to(self.accelerator.device)) * part.weight
+                self.step_log.clock.lap("forward")
                 self.accelerator.backward(loss)
+                self.step_log.clock.lap("backward")
             total += loss.detach()
         self.text_stop.drop_gradients(number)
         norm = clip_gradients(self.accelerator, self._parameters, self.max_grad_norm)
@@ -142,6 +146,7 @@ class Trainer:
         if self.average is not None:
             self.average.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.step_log.clock.lap("optimizer")
         return {"loss": total, "grad_norm": norm, "images": sum(part.images for part in group)}
 
     def step_groups(self) -> Iterator[Group]:
@@ -160,12 +165,11 @@ class Trainer:
             RunError: nothing but losses or gradients that are not finite.
             Interrupted: a person asked for the end; the state is kept.
         """
-        groups = self.step_groups()
+        groups = self.step_log.clock.timed(self.step_groups())
         self.optimizer.train()
         with self.keeper.watch(self), self.step_log.shown(self.step, self.max_train_steps) as bar:
             self.validation.measure_if_due(self)
             self._sample(last=self.step == self.max_train_steps)
-            self.step_log.restart_clock()
             while self.step < self.max_train_steps and not self.keeper.requests.stops:
                 self.last_group = next(groups)
                 metrics = self.train_step(self.last_group)

@@ -78,7 +78,7 @@ class Validation:
         due = self._every.is_due(run.step, steps_per_epoch=run.steps_per_epoch)
         last = run.step == run.max_train_steps
         if (due or last or run.step == 0) and self.measured_at != run.step:
-            with survived("validation"), run.step_log.clock_stopped():
+            with survived("validation"), run.step_log.clock.stopped():
                 self._measure(run)
         if self._stops_early and self.since_best >= self._patience:
             run.max_train_steps = run.step

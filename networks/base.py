@@ -178,7 +178,7 @@ class Adapter(nn.Module):
         }
         note_differences(path, targets, read)
         self.detach()
-        self.layers = nn.ModuleDict({**targets, **read})
+        self.layers = nn.ModuleDict({**targets, **read}).train(self.training)
         self._beside = {name: found[name].path for name in read if name not in targets}
         self._base = {name: self._base[name] for name in targets}
         self._base |= {name: each.base for name, each in found.items()}

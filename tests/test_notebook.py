@@ -34,7 +34,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
         part.get("text", "") for cell in notebook.cells for part in cell.get("outputs", [])
     )
     assert "Traceback" not in output
-    assert "error" not in output.lower()
+    assert "error" not in output.lower().replace("max error", "")  # that of a verified file
     run = tmp_path / "output" / "tutorial"
     with safe_open(run / "tutorial.safetensors", "pt") as file:
         assert file.metadata()["ss_steps"] == "60"

@@ -150,6 +150,7 @@ def write_lora(
 
     `note` is what was done, in words.
     """
+    title = {"modelspec.title": output.stem} if "modelspec.sai_model_spec" in metadata else {}
     with replacing(output) as temporary:
         write_layers(
             temporary,
@@ -158,6 +159,7 @@ def write_lora(
             metadata={
                 **metadata,
                 **describe_ranks(layers),
+                **title,
                 "ss_output_name": output.stem,
                 NOTE: note,
             },

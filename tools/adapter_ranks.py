@@ -43,7 +43,7 @@ def resize(
     Raises:
         ValueError: the file is no LoRA, a limit is none, or `output` exists.
     """
-    check_new(output)
+    check_new(output, suffix=".safetensors")
     if (rank, energy, threshold) == (None, None, None):
         raise ValueError("there is nothing to do; give rank, energy or threshold")
     limits = Limits(rank=rank, energy=energy, threshold=threshold)

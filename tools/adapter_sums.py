@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +10,11 @@ from typing import Any
 
 import torch
 
-from modules.files import replacing, share_files
+from modules.files import replacing
 from modules.models import load
+from modules.models.model_spec import model_spec
 from modules.prediction_probe import grey_batches, settle_prediction
+from modules.run_settings import model_name
 from modules.savers import DTYPES
 from networks.matching import layers_for
 from networks.reading import read_layers
@@ -33,6 +34,7 @@ from tools.adapter_layers import (
 )
 from tools.command import check_new
 from tools.low_rank import Errors, Factors, Limits, decompose, join, shorten
+from tools.model_forms import write_model_directory
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,17 @@ def merge_into_base(
     for name, parts in found.items():
         weight = parts[0].base.weight
         weight.add_(_sum(name, parts, device).to(weight.device))
-    told = f"{base} with {', '.join(map(str, sources))} in {len(found)} layers"
+    what = f"with {', '.join(map(str, sources))} in {len(found)} layers"
+    metadata = {
+        **model_spec(model, title=output.stem),
+        NOTE: f"merged by sd-trainer: {model_name(base)} {what}",
+    }
     if is_file:
-        metadata = {"modelspec.title": output.stem, NOTE: f"merged by sd-trainer: {told}"}
         with replacing(output) as temporary:
             model.save_single_file(temporary, dtype=DTYPES[dtype], metadata=metadata)
     else:
-        _write_directory(model, output, DTYPES[dtype])
-    return f"{output}: {told}"
+        write_model_directory(model, output, dtype=DTYPES[dtype], metadata=metadata)
+    return f"{output}: {base} {what}"
 
 
 @torch.no_grad()
@@ -124,7 +129,7 @@ def merge_adapters(
         ValueError: there is no `rank` or `model` for what needs it, an adapter is for another
             model or can't be read, or `output` exists.
     """
-    check_new(output)
+    check_new(output, suffix=".safetensors")
     limits, errors = Limits(rank=rank), Errors()
     read = [read_layers(source.path) for source in sources]
     metadata = kept_metadata([source.path for source in sources])
@@ -204,16 +209,3 @@ def _sum(name: str, parts: Sequence[Part], device: str) -> torch.Tensor:
         for part in parts
     ]
     return torch.stack(changes).sum(dim=0)
-
-
-def _write_directory(model: Any, output: Path, dtype: torch.dtype) -> None:
-    """Write a diffusers directory that is whole or not there."""
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        model.save_pretrained(temporary, dtype=dtype)
-        share_files(temporary)
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,11 +82,20 @@ def run_command(job: Callable[[], str | None]) -> int:
     return 0
 
 
-def check_new(output: Path) -> None:
-    """Check that nothing would be overwritten.
+def check_new(output: Path, *, suffix: str | None = None) -> None:
+    """Check, before anything expensive, that an output is new and can be written.
 
     Raises:
-        ValueError: `output` exists.
+        ValueError: `output` exists, doesn't end with `suffix`, or nothing can be written there.
     """
+    if suffix is not None and output.suffix != suffix:
+        raise ValueError(f"{output}: would be a {suffix} file; give a name that ends so")
     if output.exists():
         raise ValueError(f"{output}: exists already; give another name")
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(f"{output}: can't be written ({folder}: {reason})") from error

@@ -59,9 +59,14 @@ def shapes_of(file: Path) -> Mapping[str, tuple[int, ...]]:
 
 
 def write_file(output: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors to a .safetensors, or to a pickled file, which has no place for metadata."""
+    """Write tensors to a .safetensors, or to a pickled file, which has no place for metadata.
+
+    Hashes of the file's own in the metadata become those of the new one.
+    """
     import torch
     from safetensors.torch import save_file
+
+    from modules.safetensors_header import HASHES, fill_in_hashes
 
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with replacing(output) as temporary:
@@ -70,7 +75,9 @@ def write_file(output: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
                 logger.info("%s: a %s has no place for metadata", output, output.suffix)
             torch.save(whole, temporary)
         else:
-            save_file(whole, temporary, metadata={"format": "pt", **metadata})
+            places = {key: HASHES[key] for key in HASHES.keys() & metadata.keys()}
+            save_file(whole, temporary, metadata={"format": "pt", **metadata, **places})
+            fill_in_hashes(temporary)
 
 
 def change_container(file: Path, output: Path, *, dtype: str | None = None) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modules.files import replacing_directory
 from tools.command import check_new
 from tools.containers import in_dtype, read_file, stored_dtype, write_file
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = "control_model."
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_ORIGINAL = "https://github.com/lllyasviel/ControlNet"
 
 
 def to_single_file(directory: Path, output: Path, *, dtype: str | None = "fp16") -> int:
@@ -32,7 +36,7 @@ def to_single_file(directory: Path, output: Path, *, dtype: str | None = "fp16")
     tensors = {
         PREFIX + names[key]: in_dtype(key, value, target) for key, value in net.state_dict().items()
     }
-    write_file(output, tensors, {})
+    write_file(output, tensors, _implemented(_metadata(directory / _WEIGHTS), _ORIGINAL))
     return len(tensors)
 
 
@@ -47,7 +51,7 @@ def to_directory(file: Path, output: Path, *, model: str, dtype: str | None = "f
     check_new(output)
     net = _empty_controlnet(model)
     names = single_file_names(net)
-    tensors = _read(file)
+    tensors, metadata = _read(file)
     missing = [name for name in names.values() if name not in tensors]
     if missing:
         raise ValueError(
@@ -60,10 +64,10 @@ def to_directory(file: Path, output: Path, *, model: str, dtype: str | None = "f
                 f"{file}: is for another kind of model than {model}: {names[key]} has shape "
                 f"{tuple(tensors[names[key]].shape)}, not {tuple(value.shape)}"
             )
-    output.mkdir(parents=True)
     converted = {key: in_dtype(key, tensors[name], dtype) for key, name in names.items()}
-    write_file(output / "diffusion_pytorch_model.safetensors", converted, {})
-    net.save_config(output)
+    with replacing_directory(output) as folder:
+        write_file(folder / _WEIGHTS, converted, _implemented(metadata, "diffusers"))
+        net.save_config(folder)
     return len(converted)
 
 
@@ -109,7 +113,19 @@ def _empty_controlnet(model: str) -> Any:
     return network.net
 
 
-def _read(file: Path) -> Mapping[str, Tensor]:
-    """The tensors of a single file, without the prefix that most of them have."""
-    tensors, _ = read_file(file)
-    return {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+def _read(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    """The tensors of a single file, without the prefix that most of them have, and its metadata."""
+    tensors, metadata = read_file(file)
+    return {key.removeprefix(PREFIX): value for key, value in tensors.items()}, metadata
+
+
+def _metadata(file: Path) -> Mapping[str, str]:
+    from networks.files import read_metadata
+
+    return read_metadata(file) if file.is_file() else {}
+
+
+def _implemented(metadata: Mapping[str, str], by: str) -> Mapping[str, str]:
+    """Metadata with whose tensor names they are beside, if it says whose."""
+    key = "modelspec.implementation"
+    return {**metadata, key: by} if key in metadata else metadata

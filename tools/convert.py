@@ -15,6 +15,7 @@ Metadata is kept where the form has a place for it. Nothing is overwritten.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from tools.containers import FILES, change_container, shapes_of
 from tools.controlnet_files import PREFIX, to_directory, to_single_file
 from tools.embedding_forms import convert_embedding, is_embedding
 from tools.model_forms import convert_model
+from tools.tensor_listing import list_tensors
 
 FORMS = ("kohya", "peft")
 
@@ -88,8 +90,10 @@ def _kind(source: Path) -> str:
     if source.is_dir():
         if (source / "model_index.json").is_file():
             return "model"
-        return "controlnet" if (source / "config.json").is_file() else "peft"
+        return _kind_of_directory(source)
     shapes = shapes_of(source)
+    if not shapes and list_tensors(source).widths:
+        raise ValueError(f"{source}: is a hypernetwork, which programs read as a .pt alone")
     if is_embedding(source, shapes):
         return "embedding"
     names = [*shapes]
@@ -100,6 +104,20 @@ def _kind(source: Path) -> str:
     if is_kohya(names):
         return "kohya"
     return "peft" if is_peft(names) else ""
+
+
+def _kind_of_directory(source: Path) -> str:
+    config = source / "config.json"
+    if not config.is_file():
+        return "peft"
+    try:
+        name = json.loads(config.read_text(encoding="utf-8")).get("_class_name", "ControlNetModel")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{config}: can't be read ({error})") from error
+    if name != "ControlNetModel":
+        advice = "; train with save.format: single_file for one file" if "Autoenc" in name else ""
+        raise ValueError(f"{source}: holds {name}, for which there is no other form{advice}")
+    return "controlnet"
 
 
 def _convert_adapter(

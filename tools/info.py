@@ -27,6 +27,7 @@ from tools.tensor_listing import Listing, list_tensors
 from tools.training_notes import frequent_tags, receipt_note, training_settings, trigger_words
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".ckpt", ".pth")
+_CONFIG = "adapter_config.json"  # where PEFT says the alpha of the adapter beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +60,15 @@ def info(path: Path, *, check: bool = True) -> list[FileInfo]:
         raise ValueError(f"{path}: no such file or directory")
     if not path.is_dir():
         listing = list_tensors(path)
-        return [_describe(path, identify(listing), listing, [path], check=check)]
+        contents = identify(_with_config(listing, path))
+        return [_describe(path, contents, listing, [path], check=check)]
     index, config = _read_json(path / "model_index.json"), _read_json(path / "config.json")
     files = [p for p in sorted(path.iterdir()) if p.suffix in _WEIGHTS]
     if index or config.get("_class_name"):
         return [_describe_directory(path, index or config, files, check=check)]
+    if not files:  # of an adapter PEFT writes a folder for each piece
+        folders = sorted(each.parent for each in path.glob(f"*/{_CONFIG}"))
+        files = [p for folder in folders for p in sorted(folder.iterdir()) if p.suffix in _WEIGHTS]
     if not files:
         raise ValueError(f"{path}: has no weights in it that could be described")
     return [each for file in files for each in info(file, check=check)]
@@ -72,6 +77,15 @@ def info(path: Path, *, check: bool = True) -> list[FileInfo]:
 def show(found: FileInfo) -> str:
     """Write a description in lines."""
     return "\n".join([found.path, *(f"  {name:16} {text}" for name, text in _lines(found))])
+
+
+def _with_config(listing: Listing, file: Path) -> Listing:
+    """A listing with what PEFT says beside a file, as diffusers says it in the header."""
+    config = _read_json(file.with_name(_CONFIG)) if file.stem == "adapter_model" else {}
+    if not config:
+        return listing
+    header = {"lora_adapter_metadata": json.dumps(config)}
+    return replace(listing, metadata={**listing.metadata, **header})
 
 
 def _describe_directory(
@@ -181,11 +195,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
 
-    def job() -> str:
-        found = [each for file in options.files for each in info(file, check=not options.no_hash)]
+    def job() -> str | None:
+        found, faults = [], []
+        for file in options.files:
+            try:
+                found += info(file, check=not options.no_hash)
+            except (ValueError, OSError) as error:
+                faults.append(str(error))
+        told = "\n\n".join(map(show, found))
         if options.json:
-            return json.dumps([asdict(each) for each in found], ensure_ascii=False, indent=1)
-        return "\n\n".join(map(show, found))
+            told = json.dumps([asdict(each) for each in found], ensure_ascii=False, indent=1)
+        if not faults:
+            return told
+        if found:
+            print(told)
+        raise ValueError("\n".join(faults))
 
     return run_command(job)
 

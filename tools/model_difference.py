@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from modules.models import load
+from modules.models.model_spec import model_spec
+from modules.run_settings import model_name
 from networks.keys import kohya_name, network_metadata, split_component
 from networks.layer import is_spatial
 from tools.adapter_layers import as_lora, component_of, write_lora
@@ -45,7 +47,7 @@ def extract(
     Raises:
         ValueError: the models are of different kinds or don't differ, or `output` exists.
     """
-    check_new(output)
+    check_new(output, suffix=".safetensors")
     limits = {False: Limits(rank=rank, energy=energy)}
     if conv_rank is not None:
         limits[True] = Limits(rank=conv_rank, energy=energy)
@@ -79,8 +81,12 @@ def extract(
         output,
         written,
         dtype=dtype,
-        metadata={**own, "ss_sd_model_name": base},
-        note=f"extracted by sd-trainer: {tuned} without {base}, {told}",
+        metadata={
+            **own,
+            **model_spec(shape, title=output.stem, kind="lora"),
+            "ss_sd_model_name": model_name(base),
+        },
+        note=f"extracted by sd-trainer: {model_name(tuned)} without {model_name(base)}, {told}",
     )
     return f"{output}: {told}"
 
@@ -141,14 +147,14 @@ def _difference(before: Tensor, after: Tensor) -> Tensor | None:
 def _check_alike(before: Any, after: Any, base: str, tuned: str) -> None:
     """Check that two models have the same parameters."""
     first, second = dict(_shapes(before)), dict(_shapes(after))
-    differing = [path for path in first | second if first.get(path) != second.get(path)]
-    if type(before) is not type(after) or differing:
-        where = differing[0] if differing else "the family"
-        raise ValueError(
-            f"{tuned}: is no model made of {base}: {where} is "
-            f"{second.get(where, type(after).__name__)} here and "
-            f"{first.get(where, type(before).__name__)} there"
-        )
+    wrong = f"{tuned}: is no model made of {base}"
+    if type(before) is not type(after):
+        families = type(after).__name__, type(before).__name__
+        raise ValueError(f"{wrong}: it is a {families[0]}, and that a {families[1]}")
+    for path in first | second:
+        found = [shapes.get(path, "not there") for shapes in (second, first)]
+        if found[0] != found[1]:
+            raise ValueError(f"{wrong}: {path} is {found[0]} here and {found[1]} there")
 
 
 def _shapes(model: Any) -> Iterator[tuple[str, tuple[int, ...]]]:

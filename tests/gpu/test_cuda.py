@@ -99,3 +99,24 @@ def test_merged_tokens_have_the_same_gradients_with_checkpointing_on_cuda():
         gradients.append({name: p.grad for name, p in unet.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradients[1][name], gradient, rtol=1e-3, atol=1e-6), name
+
+
+def test_a_line_tells_where_a_step_s_time_went_on_the_device(write_config):
+    train = {"max_train_steps": 6, "batch_size": 2, "log_every": 3}
+    trainer = Trainer.from_config(load(write_config(networks=LORA, train=train)))
+    assert trainer is not None
+    busy = torch.randn(4096, 4096, device="cuda")
+
+    def work(*_args):  # queued at once by the host, long on the device
+        for _ in range(50):
+            torch.mm(busy, busy)
+
+    trainer.optimizer.optimizer.register_step_pre_hook(work)
+    trainer.train()
+    for line in trainer.metrics.read()[1:]:
+        parts = {name: line[f"seconds/{name}"] for name in ("data", "forward", "backward")}
+        assert line["seconds/optimizer"] > max(parts.values())
+        whole = sum(parts.values()) + line["seconds/optimizer"] + line["seconds/other"]
+        assert whole == pytest.approx(line["seconds_per_step"], rel=0.05)
+        assert 0 < line["memory/peak_gib"] < 70
+        assert 0 < line["memory/used_share"] < 1

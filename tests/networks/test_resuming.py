@@ -113,6 +113,16 @@ def test_an_error_leaves_the_network_as_it_was(full_file, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(outputs(model), before, strict=True))
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_layers_of_a_file_are_in_the_networks_mode(full_file, mode):
+    """Those that only draw would else drop layers."""
+    network = LoRA(module_dropout=0.5)
+    network.attach(tiny.make_sd())
+    network.train(mode)
+    network.load(full_file)
+    assert {module.training for module in network.modules()} == {mode}
+
+
 def test_a_second_file_replaces_the_first(full_file, tmp_path):
     model = tiny.make_sd()
     network = resumed(model, full_file, targets=("unet.mid_block",))

@@ -95,3 +95,14 @@ def test_nothing_is_overwritten(tmp_path):
     check_new(tmp_path / "new")
     with pytest.raises(ValueError, match="exists already; give another name"):
         check_new(tmp_path)
+    with pytest.raises(ValueError, match=r"a\.pt: would be a \.safetensors file"):
+        check_new(tmp_path / "a.pt", suffix=".safetensors")
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="can't be written") as told:
+        check_new(tmp_path / "file" / "folder" / "new.safetensors")
+    assert str(told.value).startswith(str(tmp_path / "file" / "folder" / "new.safetensors"))
+    check_new(tmp_path / "not" / "there" / "yet.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

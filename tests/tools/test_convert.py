@@ -18,6 +18,8 @@ from variants import EVERYTHING
 
 from modules.models import load
 from modules.models.published import published_model
+from modules.safetensors_header import hash_legacy, hash_tensors, read_header
+from networks.hypernetwork import Hypernetwork
 from networks.keys import kohya_name
 from networks.lora import LoRA
 from networks.pfg import PFG
@@ -151,6 +153,17 @@ def test_every_layer_of_a_published_model_goes_there_and_back(name, count, tmp_p
     assert_equal(load_file(tmp_path / "c.safetensors"), tensors)
 
 
+@pytest.mark.parametrize("options", [{"to": "peft"}, {"dtype": "fp16"}], ids=["names", "dtype"])
+def test_hashes_are_those_of_the_new_file(options, tmp_path):
+    model = str(tiny.save_sd(tmp_path / "model"))
+    source, output = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    write_lora(load(model), source)
+    convert(source, output, model=model, **options)
+    assert header(output)["sshs_model_hash"] == hash_tensors(output)
+    assert header(output)["sshs_legacy_hash"] == hash_legacy(output, read_header(output))
+    assert header(output)["sshs_model_hash"] != header(source)["sshs_model_hash"]
+
+
 def test_containers(tmp_path):
     model = tiny.make_sd()
     write_lora(model, tmp_path / "a.safetensors")
@@ -161,7 +174,8 @@ def test_containers(tmp_path):
     half = load_file(tmp_path / "half.safetensors")
     assert {t.dtype for k, t in half.items() if not k.endswith("alpha")} == {torch.float16}
     assert {t.dtype for k, t in half.items() if k.endswith("alpha")} == {torch.float32}
-    assert header(tmp_path / "half.safetensors") == header(tmp_path / "a.safetensors")
+    told = {"sshs_model_hash": hash_tensors(tmp_path / "half.safetensors")}
+    assert header(tmp_path / "half.safetensors") == header(tmp_path / "a.safetensors") | told
     pfg = PFG(input_size=12, num_tokens=2)
     pfg.attach(model)
     pfg.save(tmp_path / "pfg.safetensors", dtype=torch.float32, metadata={})
@@ -210,6 +224,18 @@ def test_whole_models(make, dtype, tmp_path):
     assert header(tmp_path / "a.safetensors")["modelspec.title"] == "a"
 
 
+def test_what_a_model_says_of_itself_goes_with_it(tmp_path):
+    directory = tiny.save_sd(tmp_path / "model")
+    told = {"ss_steps": "3", "modelspec.title": "猫", "sd_trainer.config": "model: cat"}
+    (directory / "sd_trainer.json").write_text(json.dumps(told), encoding="utf-8")
+    convert(directory, tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", tmp_path / "back")
+    assert header(tmp_path / "a.safetensors").items() >= told.items()
+    beside = json.loads((tmp_path / "back" / "sd_trainer.json").read_text("utf-8"))
+    assert beside.items() >= told.items()
+    assert not [key for key in beside if key.startswith(("sshs_", "sd_trainer.configs", "format"))]
+
+
 def test_controlnets_and_checkpoints(tmp_path, model_directory):
     net = ControlNetModel.from_unet(twin(load(str(model_directory))).denoiser)
     net.save_pretrained(tmp_path / "net")
@@ -217,6 +243,21 @@ def test_controlnets_and_checkpoints(tmp_path, model_directory):
     convert(tmp_path / "a.safetensors", tmp_path / "a.pth")
     with pytest.raises(ValueError, match="give the base model that the ControlNet is for"):
         convert(tmp_path / "a.pth", tmp_path / "back")
+
+
+def test_a_hypernetwork_has_one_form(tmp_path):
+    network = Hypernetwork()
+    network.attach(tiny.make_sd())
+    network.save(tmp_path / "a.pt", dtype=torch.float32, metadata={})
+    with pytest.raises(ValueError, match="a hypernetwork, which programs read"):
+        convert(tmp_path / "a.pt", tmp_path / "b.safetensors")
+
+
+def test_a_piece_of_a_model_is_no_controlnet(tmp_path, model_directory):
+    with pytest.raises(ValueError, match=r"holds AutoencoderKL, .* save\.format: single_file"):
+        convert(model_directory / "vae", tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="holds UNet2DConditionModel, for which"):
+        convert(model_directory / "unet", tmp_path / "a.safetensors")
 
 
 class Note:

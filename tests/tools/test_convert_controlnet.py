@@ -10,6 +10,7 @@ from probes import perturb
 from safetensors import safe_open
 
 from modules.models.compvis import compvis_name
+from modules.safetensors_header import hash_tensors, read_header
 from networks.controlnet import ControlNet
 from tools.controlnet_files import single_file_names
 from tools.convert_controlnet import main
@@ -77,7 +78,9 @@ def test_a_file_becomes_a_directory_again(tmp_path, model_directory):
     network = ControlNet()
     network.attach(model)
     perturb(network, scale=0.1)
-    network.save(tmp_path / "net", dtype=torch.float32, metadata={})
+    told = {"ss_steps": "3", "modelspec.sai_model_spec": "1.0.1"}
+    told |= {"modelspec.implementation": "diffusers", "sd_trainer.config": "model: cat"}
+    network.save(tmp_path / "net", dtype=torch.float32, metadata=told)
     file, back = tmp_path / "net.safetensors", tmp_path / "back"
     assert main([str(tmp_path / "net"), "-o", str(file), "--dtype", "fp32"]) == 0
     status = main([str(file), "-o", str(back), "-m", str(model_directory), "--dtype", "fp32"])
@@ -87,6 +90,15 @@ def test_a_file_becomes_a_directory_again(tmp_path, model_directory):
     again.load(back)
     expected = network.net.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in again.net.state_dict().items())
+    original = read_header(file).metadata
+    assert original["modelspec.implementation"] == "https://github.com/lllyasviel/ControlNet"
+    assert original["sd_trainer.config"] == "model: cat"
+    weights = "diffusion_pytorch_model.safetensors"
+    first, last = (read_header(folder / weights) for folder in (tmp_path / "net", back))
+    assert last.metadata == first.metadata
+    for each in (file, back / weights):
+        assert read_header(each).metadata["sshs_model_hash"] == hash_tensors(each)
+    assert original["sshs_model_hash"] != first.metadata["sshs_model_hash"]
 
 
 def test_precision_of_the_file(directory, tmp_path):

@@ -56,6 +56,11 @@ def test_a_merged_lora_comes_back(tmp_path, name, ending):
     assert metadata["ss_network_module"] == "networks.lora"
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("3", "3")
     assert metadata["ss_base_model_version"] == make().base_version()["ss_base_model_version"]
+    assert metadata["ss_sd_model_name"] == "base"
+    assert metadata["sd_trainer.note"].startswith(f"extracted by sd-trainer: {tuned.name} without ")
+    assert metadata["modelspec.title"] == "b"
+    assert metadata["modelspec.architecture"].endswith("/lora")
+    assert str(tmp_path) not in str(metadata)
 
 
 def test_the_file_works_as_the_tuned_model_does_in_diffusers(tmp_path, model_directory):
@@ -174,7 +179,7 @@ def test_what_is_wrong_is_told(tmp_path, model_directory, capsys):
     inpainting = str(tiny.save_sd(tmp_path / "inpainting", make=tiny_inpaint.make_sd))
     for tuned, options, message in [
         (base, [], "no layer that a LoRA can change differs from"),
-        (xl, [], f"{xl}: is no model made of {base}"),
+        (xl, [], f"{xl}: is no model made of {base}: it is a StableDiffusionXL, and that a Stable"),
         (inpainting, [], "unet.conv_in.weight is (16, 9, 3, 3) here and (16, 4, 3, 3) there"),
         (base, ["--rank", "0"], "rank: 0 is not a rank"),
         (base, ["--energy", "2"], "energy: 2.0 is no part of a whole"),

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from diffusers import ControlNetModel
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from modules.config import load
@@ -178,6 +178,21 @@ def test_what_peft_writes(tmp_path):
     assert list(found.contents.alphas) == ["6"]
 
 
+def test_folders_of_peft(tmp_path):
+    model = tiny.make_sd()
+    for piece, module in (
+        ("text_encoder", model.text_encoders[0].module),
+        ("unet", model.denoiser),
+    ):
+        targets = ["to_k", "k_proj"]
+        get_peft_model(
+            module, LoraConfig(r=3, lora_alpha=6, target_modules=targets)
+        ).save_pretrained(tmp_path / piece)
+    found = info(tmp_path)
+    assert [Path(each.path).parent.name for each in found] == ["text_encoder", "unet"]
+    assert [list(each.contents.alphas) for each in found] == [["6"], ["6"]]
+
+
 KOHYA = {  # of a file by sd-scripts
     "ss_base_model_version": "sdxl_base_v1-0",
     "ss_sd_model_name": "sdxl.safetensors",
@@ -261,6 +276,17 @@ def test_files_that_cannot_be_read(tmp_path, capsys, name, content, words):
 def test_an_empty_directory(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "has no weights in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_file_that_cannot_be_read_leaves_the_others_described(tmp_path, capsys, options):
+    path = written(tmp_path / "a.safetensors", lora())
+    missing = tmp_path / "b.safetensors", tmp_path / "c.safetensors"
+    assert main([*options, *map(str, (missing[0], path, missing[1]))]) == 2
+    told = capsys.readouterr()
+    assert "LoRA" in told.out
+    assert str(path) in told.out
+    assert [line.partition(": ")[0] for line in told.err.splitlines()] == [*map(str, missing)]
 
 
 def test_headers_are_read_without_torch(tmp_path):

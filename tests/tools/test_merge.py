@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from variants import EVERYTHING
 
 from modules import models
+from modules.safetensors_header import read_header
 from networks.loha import LoHa
 from networks.lokr import LoKr
 from networks.lora import LoRA
@@ -69,6 +70,11 @@ def test_a_base_gets_the_weighted_sum_of_all_changes(family, tmp_path, ending):
         assert torch.allclose(found[path], tensor, atol=1e-6), path
         changed += not torch.equal(found[path], plain[path])
     assert changed > 40
+    beside = output / "sd_trainer.json"
+    metadata = read_header(output).metadata if ending else json.loads(beside.read_text("utf-8"))
+    start = f"merged by sd-trainer: {folder.name} with 0.safetensors:0.8:0.4, 1.safetensors:1.5, "
+    assert metadata["sd_trainer.note"].startswith(start)
+    assert metadata["modelspec.title"] == "merged"
     assert sorted(p.name for p in tmp_path.iterdir() if "merged" in p.name) == [output.name]
 
 
