@@ -15,7 +15,7 @@ from hostile.datasets import HARMLESS, bad_files
 import main
 from modules import npy
 from modules.dataset import LatentDataset
-from modules.dataset_files import read_geometry
+from modules.dataset_files import read_array, read_arrays, read_geometry
 from modules.store import LocalStore
 
 ARGUMENTS = {"mask": True, "extras": {"control": "image", "pfg": "npz"}}
@@ -92,3 +92,13 @@ def test_a_run_ends_in_one_line(name, replace, tmp_path, write_config, capsys):
     assert "Traceback" not in told
     assert file in told.splitlines()[-1]
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("read", [read_array, read_arrays])
+def test_an_array_that_unpacks_to_too_much_is_not_unpacked(read, tmp_path, monkeypatch):
+    monkeypatch.setattr(npy, "MOST_BYTES", 4 << 20)
+    path = tmp_path / "bomb.npz"
+    path.write_bytes(bad_files(tmp_path)["features are a bomb"][1])
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"bomb\.npz: can't be read \(an array of 0\.0 GB"):
+        read(path)

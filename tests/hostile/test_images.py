@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hostile.pictures import ODD_NAMES, bad_pictures, encoded
+from PIL import EpsImagePlugin
 from tiny_tagger import TinyTagger
 
 from modules.buckets import BucketIndex
@@ -160,4 +161,17 @@ def test_later_steps_list_what_became_bad(tmp_path, canary, model_directory, cap
         assert len(failed) == len(bad)
         assert {path.stem for path in (dataset / folder).glob("[0-9]*")} == {good}
     assert np.load(dataset / "latents" / f"{good}.npy").ndim == 3
+    assert not canary.exists()
+
+
+def test_a_drawing_is_not_given_to_another_program(tmp_path, canary, monkeypatch):
+    program = tmp_path / "gs"  # Ghostscript, as Pillow would find it
+    program.write_text(f"#!/bin/sh\ntouch '{canary}'\necho 10\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    path = tmp_path / "drawing.png"
+    path.write_bytes(bad_pictures(canary)["postscript.png"])
+    with pytest.raises(ValueError, match="is not an image that Pillow reads"):
+        open_image(path)
     assert not canary.exists()
