@@ -123,6 +123,7 @@ class Hypernetwork(Conditioner):
             "sd_checkpoint": None,
             "sd_checkpoint_name": metadata.get("ss_sd_model_name"),
             "optional_info": None,
+            "metadata": dict(metadata),  # which its readers pass over
         }
         torch.save(content, path)
 

@@ -22,9 +22,9 @@ from modules.file_hashes import FileHashes, find_weights, hash_weights
 from modules.files import write_atomically
 from modules.masking import MASK
 from modules.package_versions import OURSELVES, package_versions
-from modules.safetensors_header import read_header
 from modules.yaml_text import parse
 from tools.command import check_new, make_parser, run_command
+from tools.tensor_listing import list_tensors
 
 
 @dataclass
@@ -93,9 +93,10 @@ def read_metadata(path: Path) -> Mapping[str, str]:
         path = inside[0]
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    if path.suffix.lower() != ".safetensors":
-        raise ValueError(f"{path}: only a .safetensors holds a receipt; take that of the same run")
-    return read_header(path).metadata
+    metadata = list_tensors(path).metadata
+    if not metadata and path.suffix.lower() != ".safetensors":
+        raise ValueError(f"{path}: holds no receipt; take the .safetensors of the same run")
+    return metadata
 
 
 def _compare_weights(found: Comparison, metadata: Mapping[str, str], hashes: FileHashes) -> None:

@@ -101,4 +101,6 @@ def _list_pickle(path: Path) -> Listing:
         dtype = str(tensor.dtype).removeprefix("torch.")
         value = float(tensor) if tensor.numel() == 1 else None
         listed[name] = Listed(names.get(dtype, dtype), tuple(tensor.shape), value)
-    return Listing(listed, widths=widths)
+    told = content.get("metadata") if widths else None
+    metadata = {str(key): str(each) for key, each in told.items()} if isinstance(told, dict) else {}
+    return Listing(listed, metadata, widths=widths)

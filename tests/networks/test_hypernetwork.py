@@ -254,6 +254,7 @@ def test_a_file_has_automatic1111s_entries(tmp_path):
         "sd_checkpoint": None,
         "sd_checkpoint_name": "base",
         "optional_info": None,
+        "metadata": metadata,
     }
 
 

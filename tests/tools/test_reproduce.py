@@ -184,18 +184,35 @@ def test_directories_have_a_receipt_too(material, write_config, monkeypatch):
         assert line == "dataset: 1 of 7 files missing: guided/control/image001.png", folder
 
 
+def test_a_hypernetwork_has_a_receipt_too(material, write_config, monkeypatch):
+    monkeypatch.chdir(material)
+    path = write_config(
+        networks={"style": {"module": "networks.hypernetwork.Hypernetwork"}},
+        model={"path": "base"},
+        dataset={"args": {"path": "cats"}},
+        save={"directory": "output"},
+    )
+    trainer = Trainer.from_config(load(path))
+    trainer.train()
+    assert reproduce(trainer.directory / "run.pt").is_same
+    next(material.glob("cats/captions/*")).write_text("another", encoding="utf-8")
+    assert len(reproduce(trainer.directory / "run.pt").differing) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("none.safetensors", None, "no such file"),
-        ("a.pt", b"", "only a .safetensors holds a receipt"),
+        ("a.pt", {}, "holds no receipt; take the .safetensors"),
         ("folder", None, "has neither sd_trainer.json nor a .safetensors"),
         ("other.safetensors", {"ss_steps": "1"}, "has no receipt; it was written by another"),
     ],
 )
 def test_files_without_a_receipt(tmp_path, capsys, name, content, words):
     path = tmp_path / name
-    if isinstance(content, dict):
+    if path.suffix == ".pt":
+        torch.save({"pfg_linear.weight": torch.zeros(1)}, path)
+    elif isinstance(content, dict):
         save_file({"a": torch.zeros(1)}, path, metadata=content)
     elif content is not None:
         path.write_bytes(content)
