@@ -12,6 +12,7 @@ import yaml
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors gain nothing from threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 from network_guard import no_network
 
