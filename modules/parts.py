@@ -241,7 +241,7 @@ def saver_arguments(config: Config) -> dict[str, Any]:
 
 
 def sampler_arguments(config: Config) -> dict[str, Any]:
-    return _arguments(config.sample)
+    return {**_arguments(config.sample), "save_dtype": config.save.dtype}
 
 
 def _arguments(section: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:

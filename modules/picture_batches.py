@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from modules.drawing import draw_images
 from modules.guides import stack
 from modules.picture_settings import PictureSettings
 from modules.protocols import Run
+from modules.rounding import rounded
 
 
 def draw_pictures(
@@ -22,17 +24,23 @@ def draw_pictures(
     *,
     batch_size: int,
     tome: bool,
+    dtype: torch.dtype | None = None,
 ) -> list[Image.Image]:
     """Draw each picture with its own settings and guides, by the model as it is now.
 
     Those that can be drawn together are, up to `batch_size`; a picture doesn't depend on that.
+    `dtype` rounds what is trained for this, as a file in it would.
     """
     drawn: dict[int, Image.Image] = {}
     networks = list(run.networks.values())
+    modules: list[Any] = networks
+    trained = [*run.trained_base.values(), *(p for n in modules for p in n.parameters())]
+    trained = [parameter for parameter in trained if parameter.requires_grad]
     for numbers in _batches(pictures, batch_size):
         batch = [pictures[number] for number in numbers]
         first = batch[0]
-        with run.sampled_weights(), at_strength(networks, first.multiplier):
+        weights, strength = run.sampled_weights(), at_strength(networks, first.multiplier)
+        with weights, rounded(trained, dtype), strength:
             images = draw_images(
                 run.model,
                 networks,

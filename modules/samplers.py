@@ -19,6 +19,7 @@ from modules.prompt_options import SamplePrompt
 from modules.protocols import Run
 from modules.sample_prompts import read_prompts
 from modules.sampler_names import SamplerName
+from modules.savers import DTYPES
 from modules.schedule import Every
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class GridSampler:
         every_epochs, every_steps: how often; the end of the run always gets a grid.
         at_start: draw one before training.
         batch_size: images that are drawn at a time, if their settings allow.
+        as_saved: draw with what is trained rounded to `save_dtype`, as the file will have it.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class GridSampler:
         every_steps: int | None = None,
         at_start: bool = True,
         batch_size: int = 4,
+        as_saved: bool = False,
+        save_dtype: str = "fp16",
     ):
         self.prompts = read_prompts(prompts)
         self.num_images = num_images
@@ -81,6 +85,7 @@ class GridSampler:
         )
         self.at_start = at_start
         self.batch_size = batch_size
+        self.weights = save_dtype if as_saved else None
         self.pictures: list[PictureSettings] = []  # of each prompt, once the model is known
         self._files = dict(extras or {})
         self._guides: list[dict[str, Tensor]] = []  # of each picture
@@ -131,7 +136,8 @@ class GridSampler:
             return  # a run that goes on had drawn this step's before it was stopped
         images = self.draw(run)
         prompts = [picture.prompt for picture in self.pictures]
-        texts = [parameters_text(picture, further=origin(run)) for picture in self.pictures]
+        further = origin(run) | ({"Weights": self.weights} if self.weights else {})
+        texts = [parameters_text(picture, further=further) for picture in self.pictures]
         for number, (image, text) in enumerate(zip(images, texts, strict=True)):
             save_png(image, path.with_suffix("") / f"{number:02d}.png", parameters=text)
         guides = self._shown_guides(run.model)
@@ -150,7 +156,12 @@ class GridSampler:
     def draw(self, run: Run) -> list[Image.Image]:
         """Pictures of all prompts by the model as it is now."""
         return draw_pictures(
-            run, self.pictures, self._guides, batch_size=self.batch_size, tome=self.tome
+            run,
+            self.pictures,
+            self._guides,
+            batch_size=self.batch_size,
+            tome=self.tome,
+            dtype=DTYPES[self.weights] if self.weights else None,
         )
 
     def _shown_guides(self, model: Any) -> dict[str, list[Image.Image]]:

@@ -200,6 +200,8 @@ class SampleConfig:
     """Optimizer steps between two grids."""
     at_start: bool = True
     """Draw a grid before training, to compare with."""
+    as_saved: bool = False
+    """Draw with what is trained rounded to `save.dtype`, as other programs will read it."""
     module: str = "modules.samplers.GridSampler"
     """Dotted path of the sampler's class; where the VAE is trained, reconstructions take the place
     of this one."""
