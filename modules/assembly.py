@@ -28,7 +28,7 @@ from modules.parts import (
 from modules.plan import plan_run
 from modules.preparation import is_prepared, prepare
 from modules.requests import Requests
-from modules.resume import find_state, go_on, is_finished
+from modules.resume import describe_end, find_state, go_on, is_finished
 from modules.run_description import describe_run
 from modules.run_folder import check_space, first_save, next_run_folder, share_run_folder
 from modules.run_identity import Identity, as_begun, check_config, check_identity, identify
@@ -63,7 +63,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
         logger.warning("%s", line)
     state = find_state(config)
     if state is not None and check_config(state, config) and is_finished(state):
-        logger.info("nothing left to do: %s has made all its steps", state.parent)
+        logger.info("nothing left to do: %s", describe_end(state))
         return None
     warn_of_unfit_build()
     if not check:

@@ -80,20 +80,19 @@ class TrainState:
         self._apply_engine(trainer)
 
     def _apply_engine(self, trainer: Trainer) -> None:
-        fresh = [dict(settings) for settings in trainer.settings]
+        fresh, schedule = [dict(settings) for settings in trainer.settings], trainer.lr_scheduler
         trainer.optimizer.load_state_dict(self.engine["optimizer"])
-        trainer.lr_scheduler.load_state_dict(self.engine["lr_scheduler"])
+        schedule.load_state_dict(self.engine["lr_scheduler"])
         if trainer.accelerator.scaler is not None and self.engine["scaler"] is not None:
             trainer.accelerator.scaler.load_state_dict(self.engine["scaler"])
         for number, (before, now) in enumerate(zip(self.engine["settings"], fresh, strict=True)):
             changed = {key: value for key, value in now.items() if before.get(key) != value}
             group = trainer.optimizer.param_groups[number]
             group.update({key: value for key, value in changed.items() if key != "lr"})
-            if "lr" in changed:  # the schedule goes on from the new rate
-                ratio = group["lr"] / before["lr"] if before["lr"] else 1.0
-                group.update(lr=now["lr"] * ratio, initial_lr=now["lr"])
-                trainer.lr_scheduler.base_lrs[number] = now["lr"]
-        trainer.lr_scheduler._last_lr = [g["lr"] for g in trainer.optimizer.param_groups]
+            # A rate follows from the step and from what the run is now, not from what it was.
+            schedule.base_lrs[number] = group["initial_lr"] = now["lr"]
+            group["lr"] = now["lr"] * schedule.lr_lambdas[number](schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in trainer.optimizer.param_groups]
 
     def save(self, path: Path) -> None:
         """Write the state as a directory, whole or not at all.

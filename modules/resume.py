@@ -85,6 +85,19 @@ def is_finished(state: Path) -> bool:
     return read_progress(state)["step"] >= json.loads(path.read_text(encoding="utf-8"))["steps"]
 
 
+def describe_end(state: Path) -> str:
+    """What a finished run has done, in a line; `state` is its last."""
+    progress = read_progress(state)
+    done, planned = progress["step"], progress["max_train_steps"]
+    epochs = progress["config"]["train"]["max_train_epochs"]
+    if done < planned:
+        return f"{state.parent} has ended early, after {done} of {planned} steps"
+    whole = f"{done} of {planned} steps"
+    if epochs is not None:
+        whole = f"{epochs} of {epochs} epochs ({whole})"
+    return f"{state.parent} has done {whole}"
+
+
 def command(directory: Path) -> str:
     """What a person types to let the run of a folder go on."""
     config = shlex.quote(str(directory / "config.yaml"))

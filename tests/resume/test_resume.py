@@ -47,7 +47,8 @@ def test_a_signal_ends_the_step_and_tells_how_to_go_on(path, capfd):
     ended = load_file(trainer.directory / "run.safetensors")
     assert all(torch.equal(ended[key], value) for key, value in weights(whole).items())
     assert main.main(command) == 0
-    assert "nothing left to do" in capfd.readouterr().out
+    said = f"nothing left to do: {trainer.directory} has done 5 of 5 steps"
+    assert said in capfd.readouterr().out
 
 
 def test_ctrl_c_twice_stops_at_once(path):
@@ -124,6 +125,24 @@ def test_what_has_changed_is_named_with_both_values(path):
     assert trainer.step == 8
     rates = [record["learning_rate/lora.unet"] for record in trainer.metrics.read()]
     assert rates == [1e-3] * 3 + [1e-4] * 5
+
+
+def test_a_rate_follows_from_the_step_and_the_number_of_steps_of_now(write_config):
+    cosine = {"networks": LORA, "lr_scheduler": {"name": "cosine"}}
+    path = write_config(train={"max_train_steps": 6}, **cosine)
+    interrupted(path, 3)
+    longer = "train.max_train_steps=9"
+    accepted = "train.accept_changes=[train.max_train_steps]"
+    resumed = assemble(path, "train.resume=auto", longer, accepted)
+    whole = assemble(path, "save.name=whole", longer)
+    for trainer in (resumed, whole):
+        trainer.train()
+    rates = [
+        [record["learning_rate/lora.unet"] for record in trainer.metrics.read()]
+        for trainer in (resumed, whole)
+    ]
+    assert rates[0][3:] == rates[1][3:]
+    assert rates[0][2] != rates[1][2]
 
 
 def test_what_has_no_effect_on_weights_may_change(path):
