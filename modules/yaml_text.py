@@ -31,6 +31,7 @@ _SCALARS = (
 )
 
 
+_WINDOWS_PATH = re.compile(r'"(?:[A-Za-z]:|\.\.?)\\\w\w')
 _UNWRITABLE = re.compile("[\\0\ud800-\udfff]")  # NUL, and halves of a pair of UTF-16
 
 
@@ -102,6 +103,7 @@ class _Document:
             raise YamlError(f"line {_line(node)}: {node.value!r} is no {tag}") from None
         if isinstance(value, str):
             _check_text(value, node)
+            _check_path(node)
         return value
 
     def __init__(self, loader: _Loader):
@@ -161,6 +163,19 @@ def _line(node: yaml.Node) -> int:
 def _check_text(text: str, node: yaml.Node) -> None:
     if _UNWRITABLE.search(text):
         raise YamlError(f"line {_line(node)}: {text!r} has a character that no file can hold")
+
+
+def _check_path(node: yaml.ScalarNode) -> None:
+    """Refuse a Windows path whose backslashes were read as escapes: \\n, \\t, \\L, \\P..."""
+    mark = node.start_mark
+    if node.style != '"' or mark.buffer is None:
+        return
+    written = mark.buffer[mark.pointer : mark.pointer + node.end_mark.index - mark.index]
+    if _WINDOWS_PATH.match(written):
+        raise YamlError(
+            f"line {_line(node)}: in {written} a backslash begins an escape, so it is read as "
+            f"{node.value!r}; write Windows paths in 'single quotes' or with /"
+        )
 
 
 def _problem(error: yaml.YAMLError, text: str) -> str:

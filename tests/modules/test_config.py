@@ -234,8 +234,8 @@ def test_keys_that_exclude_each_other():
             "path",
         ),
         (
-            '"C:\\new"',
-            "'C:\\new' is neither a directory nor a hub id; a backslash became a line break or "
+            '"models\\new"',
+            "'models\\new' is neither a directory nor a hub id; a backslash became a line break or "
             "tab: use 'single quotes' or /",
         ),
         ("D:\\weights\\sd15", "'D:\\weights\\sd15' is neither a directory nor a hub id"),

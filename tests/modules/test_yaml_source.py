@@ -43,6 +43,18 @@ def problem(tmp_path, monkeypatch):
             "line 1: expected escape sequence of 8 hexadecimal numbers, but found 's'; write "
             "Windows paths in 'single quotes' or with /",
         ),
+        *(
+            (
+                f"b: 1\na: {written}\n",
+                f"line 2: in {written} a backslash begins an escape, so it is read as {read!r}; "
+                "write Windows paths in 'single quotes' or with /",
+            )
+            for written, read in [
+                ('"C:\\new"', "C:\new"),
+                ('"D:\\Loras\\Projects"', "D:\u2028oras\u2029rojects"),
+                ('"..\\training"', "..\training"),
+            ]
+        ),
         ("a: {b: 1\n", "line 2: expected ',' or '}', but got '<stream end>'"),
         (
             "a: b: c\n",

@@ -34,6 +34,11 @@ def test_lines_in_the_order_of_the_text():
     ]  # fmt: skip
 
 
+def test_backslashes_that_are_meant():
+    text = "a: \"C:\\\\new\"\nb: 'C:\\new'\nc: C:\\new\nd: \"C:/new\"\ne: \"a:\\n\"\n"
+    assert list(parse(text)[0].values()) == ["C:\\new", "C:\\new", "C:\\new", "C:/new", "a:\n"]
+
+
 def test_keys_are_text():
     assert parse("1: a\nnull: b\ntrue: c\n1.0: d\n")[0] == {
         "1": "a", "null": "b", "true": "c", "1.0": "d",
