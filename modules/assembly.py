@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from modules.caption_lengths import describe_truncated
 from modules.checkpoint import read_progress
+from modules.changed_settings import show_changed
 from modules.component_checks import check_components
 from modules.config import Config, to_yaml
 from modules.dataset_contents import begin_contents
@@ -77,6 +78,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     held_out = find_held_out(config, parts)
     batch_sampler = make_batch_sampler(config, held_out.buckets, rank=0, world_size=1)
     plan = plan_run(config, parts, batch_sampler, held_out)
+    show_changed(config)
     plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
     if cut := describe_truncated(parts.model, parts.dataset):
         logger.warning("%s", cut)
@@ -130,6 +132,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         check_identity(state, config, identity, accelerator)
     metadata = describe_run(config, parts, plan, accelerator, given=given, contents=contents)
     if is_main:
+        show_changed(config)
         plan.show(directory)
         settings = to_yaml(as_begun(config))
         write_atomically(directory / "config.yaml", settings)

@@ -45,6 +45,8 @@ def idle_settings(config: Config) -> list[str]:
             lines.append(f"networks.{name}.learning_rate has no effect with train: false")
     if config.sample is not None and config.sample.tome and not train.tome_ratio:
         lines.append("sample.tome has no effect without train.tome_ratio")
+    if config.sample is not None and config.sample.as_saved and save.dtype == "fp32":
+        lines.append("sample.as_saved has no effect with save.dtype: fp32, which loses nothing")
     looked_at = config.sample is not None or config.validation is not None
     if config.ema is not None and not looked_at and not config.ema.sample:
         lines.append("ema.sample has no effect without a sample or validation section")

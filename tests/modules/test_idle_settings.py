@@ -42,6 +42,10 @@ LORA = {"module": "networks.lora.LoRA"}
             "validation.module has no effect with split, which is of the dataset",
         ),
         (
+            {"sample": {"as_saved": True}, "save": {"dtype": "fp32"}},
+            "sample.as_saved has no effect with save.dtype: fp32, which loses nothing",
+        ),
+        (
             {"ema": {"sample": False}},
             "ema.sample has no effect without a sample or validation section",
         ),
