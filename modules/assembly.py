@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modules.caption_lengths import describe_truncated
-from modules.checkpoint import read_progress
 from modules.changed_settings import show_changed
+from modules.checkpoint import read_progress
 from modules.component_checks import check_components
 from modules.config import Config, to_yaml
 from modules.dataset_contents import begin_contents

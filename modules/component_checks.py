@@ -11,7 +11,7 @@ from modules.contracts import lacking_methods
 from modules.errors import ConfigError
 from modules.hardware import precision_fault
 from modules.hints import nearest
-from modules.optimizer_class import optimizer_faults
+from modules.optimizer_class import optimizer_faults, own_rate_faults
 from modules.parts import build_sampler, build_saver, sampler_arguments, saver_arguments
 from modules.run_kinds import kind_of
 from modules.sections import Config, DatasetConfig, PriorConfig, ValidationConfig
@@ -38,6 +38,7 @@ def check_components(config: Config) -> None:
         faults += argument_faults("objective", objective.module, objective.args, {"scheduler"})
     optimizer = config.optimizer
     faults += optimizer_faults(optimizer.module, optimizer.args)
+    faults += own_rate_faults(optimizer.module, optimizer.args, config.lr_scheduler)
     given = saver_arguments(config)
     faults += argument_faults("save", config.save.module, config.save.args, given)
     if config.sample is not None:

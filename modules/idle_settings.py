@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from modules.component import accepts
+from modules.optimizer_class import has_own_rate
 from modules.save_section import OF_THE_RUN
 from modules.sections import Config, LrSchedulerConfig
 
@@ -38,6 +39,11 @@ def idle_settings(config: Config) -> list[str]:
     changed = train.learning_rate != type(train).learning_rate
     if changed and given_everywhere and not config.model.trainable:
         lines.append("train.learning_rate has no effect: every network has its own")
+    if has_own_rate(config.optimizer.module, config.optimizer.args):
+        lines.append(
+            f"train.learning_rate has no effect: {config.optimizer.module} follows one of its own; "
+            "write optimizer.args.relative_step: false to set it"
+        )
     for name, network in config.networks.items():
         if not network.train and network.resume is None:
             lines.append(f"networks.{name} stays as it starts, with train: false and no resume")

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from modules.component import argument_faults, build, resolve
 from modules.optimizer import ParameterGroup, as_optimizer_groups
+from modules.sections import LrSchedulerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +39,28 @@ def optimizer_faults(path: str, args: Mapping[str, Any]) -> list[str]:
     return argument_faults("optimizer", path, args, {first, "lr"})
 
 
-def warn_of_low_rate(path: str, groups: Sequence[ParameterGroup]) -> None:
-    """Say when an optimizer that finds its own learning rate is held back by a usual one."""
+def has_own_rate(path: str, args: Mapping[str, Any]) -> bool:
+    """Whether an optimizer passes over the learning rate that it is given (Adafactor's way)."""
+    asked = _parameters(path).get("relative_step")
+    return asked is not None and args.get("relative_step", asked.default) is True
+
+
+def own_rate_faults(path: str, args: Mapping[str, Any], schedule: LrSchedulerConfig) -> list[str]:
+    """What is wrong with a learning-rate schedule beside an optimizer that has its own."""
+    warms_up = schedule.warmup_steps or schedule.warmup_ratio
+    if (schedule.name == "constant" and not warms_up) or not has_own_rate(path, args):
+        return []
+    return [
+        f"optimizer.args.relative_step: {path} then follows a learning rate of its own, and "
+        f"lr_scheduler ({schedule.name}{' with warm-up' if warms_up else ''}) would have no "
+        "effect; write `relative_step: false`, or leave lr_scheduler out"
+    ]
+
+
+def warn_of_factor(path: str, groups: Sequence[ParameterGroup]) -> None:
+    """Say when the rate of an optimizer that finds its own is not 1, by which it multiplies it."""
     highest = max(group.learning_rate for group in groups)
-    if highest < 0.1 and "d0" in _parameters(path):  # D-Adaptation, Prodigy, what is made of them
+    if highest != 1 and "d0" in _parameters(path):  # D-Adaptation, Prodigy, what is made of them
         logger.warning(
             "optimizer: %s finds its learning rate by itself and multiplies it with ours, %g; "
             "train.learning_rate: 1 is usual",

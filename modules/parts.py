@@ -22,7 +22,7 @@ from modules.optimizer import (
     make_groups,
     trained_of,
 )
-from modules.optimizer_class import make_optimizer, warn_of_low_rate
+from modules.optimizer_class import make_optimizer, warn_of_factor
 from modules.protocols import Network, Run
 from modules.save_section import OF_THE_RUN
 from modules.schedule import warmup_steps
@@ -140,7 +140,7 @@ def parameter_groups(
     check_rates(shared, sharing, where=where)
     if not any(group.parameters for group in groups):
         raise ValueError("networks: they have no parameters to train")
-    warn_of_low_rate(config.optimizer.module, groups)
+    warn_of_factor(config.optimizer.module, groups)
     return groups
 
 

@@ -8,6 +8,7 @@ import torch
 
 from modules.config import load
 from modules.errors import ConfigError, RunError
+from modules.idle_settings import idle_settings
 from modules.trainer import Trainer
 
 LORA = {"lora": {"module": "networks.lora.LoRA", "args": {"rank": 4, "conv_rank": 2}}}
@@ -24,13 +25,16 @@ def trainer_with(write_config):
     return make
 
 
-def test_a_low_rate_for_one_that_finds_its_own_is_said(trainer_with, caplog, monkeypatch):
+def test_a_rate_for_one_that_finds_its_own_is_said(trainer_with, caplog, monkeypatch):
     trainer_with("prodigyopt.Prodigy")
     (said,) = {r.getMessage() for r in caplog.records if r.levelno == logging.WARNING}
     assert said == (
         "optimizer: prodigyopt.Prodigy finds its learning rate by itself and multiplies it with "
         "ours, 0.001; train.learning_rate: 1 is usual"
     )
+    caplog.clear()
+    trainer_with("prodigyopt.Prodigy", {}, "train.learning_rate=3")
+    assert "multiplies it with ours, 3;" in caplog.text
     caplog.clear()
     trainer_with("prodigyopt.Prodigy", {}, "train.learning_rate=1")
     trainer_with("pytorch_optimizer.Lion")
@@ -60,6 +64,32 @@ def test_what_cannot_be_used_is_refused_before_anything_is_loaded(
         assert lines[1].startswith("  optimizer.module: ")
         assert message in lines[1]
     assert not (tmp_path / "output").exists()
+
+
+ADAFACTOR = "pytorch_optimizer.AdaFactor"
+
+
+@pytest.mark.parametrize("args", [{}, {"relative_step": True}])
+@pytest.mark.parametrize(
+    ("schedule", "named"),
+    [({"name": "cosine"}, "cosine"), ({"warmup_steps": 2}, "constant with warm-up")],
+)
+def test_a_schedule_beside_a_rate_of_its_own_is_refused(write_config, args, schedule, named):
+    sections = {"optimizer": {"module": ADAFACTOR, "args": args}, "lr_scheduler": schedule}
+    config = load(write_config(networks=LORA, **sections))
+    with pytest.raises(ConfigError, match=r"optimizer\.args\.relative_step: ") as raised:
+        Trainer.from_config(config, check=True)
+    assert f"lr_scheduler ({named}) would have no effect" in str(raised.value)
+
+
+def test_a_rate_beside_one_of_its_own_is_idle(write_config):
+    sections = {"optimizer": {"module": ADAFACTOR}, "networks": LORA}
+    (line,) = idle_settings(load(write_config(**sections)))
+    assert line.startswith(f"train.learning_rate has no effect: {ADAFACTOR} follows one of its own")
+    off = {"module": ADAFACTOR, "args": {"relative_step": False}}
+    config = load(write_config(networks=LORA, optimizer=off, lr_scheduler={"name": "cosine"}))
+    assert idle_settings(config) == []
+    Trainer.from_config(config, check=True)
 
 
 @pytest.mark.parametrize(

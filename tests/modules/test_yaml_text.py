@@ -35,7 +35,7 @@ def test_lines_in_the_order_of_the_text():
 
 
 def test_backslashes_that_are_meant():
-    text = "a: \"C:\\\\new\"\nb: 'C:\\new'\nc: C:\\new\nd: \"C:/new\"\ne: \"a:\\n\"\n"
+    text = 'a: "C:\\\\new"\nb: \'C:\\new\'\nc: C:\\new\nd: "C:/new"\ne: "a:\\n"\n'
     assert list(parse(text)[0].values()) == ["C:\\new", "C:\\new", "C:\\new", "C:/new", "a:\n"]
 
 
