@@ -29,6 +29,7 @@ def load(path: str | Path, *overrides: str) -> Config:
     source = YamlSource.from_file(Path(path))
     source.apply(translate(source, overrides, today=Config))
     source.resolve()
+    source.spell_out("validation", "split")
     config: Config = build_section(Config, source.values, source)
     check_meaning(config, source)
     source.raise_if_faulty()

@@ -55,6 +55,10 @@ class Metrics:
         if held_out := _points(records, "validation/loss"):
             where, values = zip(*held_out, strict=True)
             axes.plot(where, values, color="#d95f0e", marker="o", markersize=4, label="validation")
+            trained = [(value, step) for step, value in held_out if step] or [(values[0], where[0])]
+            value, step = min(trained)
+            lowest = f"lowest: {value:.4f} at step {step:g}"
+            axes.plot([step], [value], "*", color="#d95f0e", markersize=14, label=lowest)
         axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

@@ -11,7 +11,8 @@ from modules.numbers import Count, Fraction, Natural
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     split: Fraction | None = None
-    """Part of the dataset's images that is held out, chosen by their content: 0.1."""
+    """Part of the dataset's images that is held out, chosen by their content: 0.1. Without other
+    keys `validation: 0.1` says it."""
     module: str = "modules.dataset.LatentDataset"
     """Instead of `split`: dotted path of the class of a dataset of its own."""
     args: dict[str, Any] = field(default_factory=dict)
@@ -28,7 +29,7 @@ class ValidationConfig:
     measured."""
     every_steps: Count | None = None
     """Optimizer steps between two measurements."""
-    keep_best: bool = False
+    keep_best: bool = True
     """Save the weights with the lowest loss as `<name>-best`."""
     patience: Count = 5
     """After so many measurements without a new lowest loss a line says that the run overfits."""

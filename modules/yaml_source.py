@@ -75,6 +75,15 @@ class YamlSource:
         self.values = values
         self._origins = origins
 
+    def spell_out(self, section: str, key: str) -> None:
+        """Take a number in place of a section for the section with this key alone."""
+        value = self.values.get(section)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            self.values[section] = {key: value}
+            for known in (self._lines, self._order, self._overridden):
+                if (section,) in known:
+                    known[section, key] = known[(section,)]
+
     def fault(self, path: KeyPath, message: str) -> None:
         """Note a fault of the key at `path`; the file's line is added where one is known."""
         self._faults.append((path, self._origin(path), message))

@@ -249,6 +249,17 @@ def test_models_that_are_none(path, problem):
     ]
 
 
+def test_a_number_for_validation_is_its_split():
+    assert read(BASE + "validation: 0.1\n") == read(BASE + "validation: {split: 0.1}\n")
+    assert read(BASE, "validation=0.25").validation.split == 0.25
+    beyond = "1.5 is out of range; it must be from 0 to 1"
+    assert faults(BASE + "validation: 1.5\n") == [f"validation.split (line 10): {beyond}"]
+    no_part = "0 leaves nothing to measure or to train; give a part such as 0.1"
+    assert faults(BASE, "validation=0") == [f"validation.split (command line): {no_part}"]
+    no_section = "true is not a section with keys of its own"
+    assert faults(BASE + "validation: true\n") == [f"validation (line 10): {no_section}"]
+
+
 @pytest.mark.parametrize("path", ["owner/stable-diffusion-v1-5", "gpt2", "./model", "model/"])
 def test_models_that_may_be(path):
     assert read(BASE.replace("path: model", f"path: {path}")).model.path == path
