@@ -79,8 +79,8 @@ def _best_faults(config: Config) -> list[str]:
         saves = hasattr(resolve(module), "save")
     except ValueError:  # said already, with the arguments
         return []
-    fault = f"validation.keep_best: {module} has no save(run, suffix=...), which writes the best; write "
-    fault += "one, or keep_best: false"
+    fault = f"validation.keep_best: {module} has no save(run, suffix=...), which writes the best; "
+    fault += "write one, or keep_best: false"
     return [] if saves else [fault]
 
 

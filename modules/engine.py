@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from modules.batch import Batch
 from modules.console import OUR_LOGGERS
 from modules.errors import ConfigError
+from modules.meeting import PATIENCE, meet
 from modules.models.patterns import matches
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def create_accelerator(mixed_precision: str) -> Accelerator:
 
     AcceleratorState._reset_state()
     ddp = DistributedDataParallelKwargs(find_unused_parameters=False)
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # others wait for `prepare`
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         # Said outright: without it, several CPU processes would each train alone.
@@ -58,6 +58,7 @@ def create_accelerator(mixed_precision: str) -> Accelerator:
         kwargs_handlers=[ddp, patience],
         step_scheduler_with_optimizer=False,
     )
+    meet(accelerator, "the start")
     if not accelerator.is_main_process:
         for name in OUR_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)  # one process speaks for all

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modules.component import accepts, build
 from modules.config_faults import dataset_paths
 from modules.errors import ConfigError, explained
+from modules.meeting import meet
 from modules.sections import ComponentConfig, Config
 from modules.store import is_remote
 
@@ -37,14 +38,14 @@ def prepare(config: Config, accelerator: Accelerator) -> None:
         if accelerator.num_processes > 1 and _is_shared(step):
             shard = f"{accelerator.process_index + 1}/{accelerator.num_processes}"
             explained(f"prepare.{number}", partial(build, step.module, step.args, shard=shard))
-            accelerator.wait_for_everyone()
+            meet(accelerator, f"its part of prepare.{number} ({step.module})")
         if accelerator.is_main_process:  # takes in the parts, and tries what failed in one again
             result: Any = explained(f"prepare.{number}", partial(build, step.module, step.args))
             failed = getattr(result, "failed", ())
             if failed:
                 listed = "".join(f"\n  {failure}" for failure in failed)
                 raise ConfigError(f"prepare.{number}: {step.module} failed for:{listed}")
-        accelerator.wait_for_everyone()
+        meet(accelerator, f"prepare.{number} ({step.module}), which process 0 ends")
 
 
 def _is_shared(step: ComponentConfig) -> bool:

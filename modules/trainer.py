@@ -19,6 +19,7 @@ from modules.denoising import denoising_error
 from modules.engine import LossModule
 from modules.errors import survived
 from modules.loading import Group, Source, step_groups
+from modules.meeting import meet
 from modules.metrics import Metrics
 from modules.nonfinite import check_steps
 from modules.optimizer import ParameterGroup, clip_gradients, make_step, settings_of
@@ -187,7 +188,7 @@ class Trainer:
                 if loss is not None:
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update()
-            self.accelerator.wait_for_everyone()  # nobody leaves while another still writes
+            meet(self.accelerator, "the last step")  # nobody leaves while another still writes
         self.keeper.finish(self.step)
         logger.info("done: %s", self.directory)
 

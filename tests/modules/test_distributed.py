@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -236,6 +237,18 @@ def test_several_networks_at_once(write_config, tmp_path):
     train_in_two_processes(path, tmp_path)
     names = {file.name for file in (tmp_path / "output" / "two").iterdir()}
     assert {"two-lora.safetensors", "two-token", "two-control"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("late", "told"),
+    [(1, r"process 1 of 2 waits .*Ranks 1 failed"), (0, r"process 2 of 2 waits .*rank 0")],
+)
+def test_a_process_that_does_not_come_is_told(tmp_path, late, told):
+    script = ROOT / "tests" / "meeting_processes.py"
+    said = launch([str(script), str(late)], tmp_path / "output").stdout
+    assert re.search(rf"told .*: {told}", said)
+    assert "behind prepare.0 (my.part)" in said
 
 
 def counted(lines: list[dict]) -> dict[int, Counter]:
