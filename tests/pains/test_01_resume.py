@@ -38,7 +38,10 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bytes(path, tmp_path):
     stop = 1 + torch.seed() % (steps - 1)
     trainer = interrupted(path, stop)
     assert main.main([str(path), "train.resume=auto"]) == 0
-    wholes, ended = weights(tmp_path / "output" / "whole", "whole"), weights(trainer.directory, "run")
+    wholes, ended = (
+        weights(tmp_path / "output" / "whole", "whole"),
+        weights(trainer.directory, "run"),
+    )
     for whole, own in zip(wholes, ended, strict=True):
         assert all(torch.equal(own[key], tensor) for key, tensor in whole.items()), f"from {stop}"
     curves = [

@@ -27,7 +27,9 @@ def test_a_poisoned_step_leaves_the_weights_alone(path, tmp_path, monkeypatch, c
     assert main.main([str(path), "train.log_every=6"]) == 0
     saved = load_file(tmp_path / "output/run/run.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in saved.values())
-    assert "2 step(s) since the last line had a loss or gradient that is not" in capfd.readouterr().out
+    assert (
+        "2 step(s) since the last line had a loss or gradient that is not" in capfd.readouterr().out
+    )
 
 
 def test_too_many_end_the_run_and_say_where_it_comes_from(path, tmp_path, capsys):
@@ -46,6 +48,8 @@ def test_no_tensor_that_is_not_finite_is_saved(path, monkeypatch):
     (up,) = [p for n, p in trainer.networks["lora"].named_parameters() if "lora_up" in n][:1]
     with torch.no_grad():
         up[0, 0] = torch.nan
-    with pytest.raises(RunError, match=r"trained tensors are not finite, first lora\..*nothing was"):
+    with pytest.raises(
+        RunError, match=r"trained tensors are not finite, first lora\..*nothing was"
+    ):
         trainer.saver.save(trainer, suffix="")
     assert not list(trainer.directory.glob("*.safetensors"))

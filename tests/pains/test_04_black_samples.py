@@ -35,7 +35,9 @@ def test_the_vae_is_never_in_float16(precision):
 def test_training_in_half_precision_does_not_reach_the_vae():
     """Autocast would compute a float32 VAE in half precision."""
     model, seen = tiny.make_sd(), []
-    model.vae.decoder.conv_in.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
+    model.vae.decoder.conv_in.register_forward_hook(
+        lambda _m, _i, output: seen.append(output.dtype)
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.decode(torch.randn(1, 4, 8, 8))
     assert seen == [torch.float32]
