@@ -102,7 +102,7 @@ GUARDS = [
     ),
     Guard(
         row=19,
-        target="modules.validation:drawn_apart",
+        target="modules.validation_losses:drawn_apart",
         replacement=lambda *_args: contextlib.nullcontext(),
         tests=_VALIDATION,
         only="each_time",

@@ -62,7 +62,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(write_config):
     ("content", "message"),
     [
         ("model: {path: 猫}\n".encode("utf-16"), "is not UTF-8 text (line 1); save it as UTF-8"),
-        (b"a: 1\nb: caf\xe9\n", "is not UTF-8 text (line 2); save it as UTF-8"),
+        (b"a: 1\nb: \xe9t\xe9\n", "is not UTF-8 text (line 2); save it as UTF-8"),
         (b"model:\n\tpath: a\n", "line 2: a tab; indent with spaces"),
         (b"- model\n", "a config has sections as `model:` and `train:`"),
         (b"train: {seed: 1\n", "is not valid YAML: line 2: "),
