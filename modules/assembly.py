@@ -36,7 +36,7 @@ from modules.run_kinds import kind_of, with_sampler
 from modules.run_metadata import person_spec
 from modules.run_parts import load_parts
 from modules.schedule import Every
-from modules.sources import build_prior, build_source, make_batch_sampler
+from modules.sources import build_ledger, build_prior, build_source, make_batch_sampler
 from modules.state_keeper import StateKeeper
 from modules.text_stop import TextStop, text_parameters
 from modules.token_merging import merge_tokens
@@ -164,6 +164,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         saver=saver if is_main else NoSaves(),
         keeper=_keeper(config, directory, accelerator),
         validation=build_validation(config, held_out, parts.objective, writes=is_main),
+        coverage=build_ledger(source, plan, parts.dataset, directory, accelerator),
         identity=identity,
         sampler=parts.sampler if is_main else NoSamples(),
         max_train_steps=plan.max_train_steps,
@@ -175,7 +176,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         seed=train.seed,
         metadata=metadata,
     )
-    own = {"saver": trainer.saver, "sampler": trainer.sampler, "validation": trainer.validation}
+    own = {name: getattr(trainer, name) for name in ("saver", "sampler", "validation", "coverage")}
     trainer.stateful |= {n: p for n, p in own.items() if hasattr(p, "state_dict")}
     if state is not None:
         explained("train.resume", lambda: go_on(trainer, state))

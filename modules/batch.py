@@ -24,6 +24,7 @@ class Sample:
     loss_weight: float = 1.0  # of this image beside others
     text: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    index: int | None = None  # with which it was asked for, where a run reads it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Batch:
 
     captions: list[str]
     names: list[str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)  # of its images, where a run reads them
     pixel_values: Tensor | None = None  # (B, 3, H, W) in [-1, 1]
     latents: Tensor | None = None  # (B, C, h, w), unscaled VAE output
     mask: Tensor | None = None  # (B, 1, h, w), weight of each position in the loss
@@ -59,6 +61,7 @@ class Batch:
             repeated,
             captions=[caption for caption in self.captions for _ in range(count)],
             names=[name for name in self.names for _ in range(count)],
+            indices=[index for index in self.indices for _ in range(count)],
         )
 
     def weigh(self, losses: Tensor) -> Tensor:
@@ -106,6 +109,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(
         captions=[sample.caption for sample in samples],
         names=[sample.name for sample in samples],
+        indices=[sample.index for sample in samples if sample.index is not None],
         pixel_values=_stack(samples, "pixel_values", [s.pixel_values for s in samples]),
         latents=_stack(samples, "latents", [s.latents for s in samples]),
         mask=_stack(samples, "mask", masks),

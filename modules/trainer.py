@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modules.averaging import MovingAverage, Weights, saved_versions
 from modules.batch import Batch
+from modules.coverage import Ledger, NoLedger
 from modules.denoising import denoising_error
 from modules.engine import LossModule
 from modules.errors import survived
@@ -76,6 +77,7 @@ class Trainer:
     log_every: int = 10
     seed: int = 0
     validation: Validation | NoValidation = field(default_factory=NoValidation)
+    coverage: Ledger | NoLedger = field(default_factory=NoLedger)
     identity: Callable[[], Mapping[str, Any]] = field(default=dict)
     metadata: RunMetadata = field(default_factory=RunMetadata)
 
@@ -174,10 +176,10 @@ class Trainer:
                 self.last_group = next(groups)
                 metrics = self.train_step(self.last_group)
                 self.step, self.is_between_steps = self.step + 1, True
+                self.coverage.add(self.step, self.last_group, is_bad=self.guard.is_bad)
                 self.keeper.requests.poll()
-                # The order is fixed: validate, since that may make this step the last one; log what
-                # was measured, save what was trained, keep the state from which training can go
-                # on, with what validation has found; sample.
+                # The order is fixed: validate, which may make this step the last one; log; save what
+                # was trained; keep the state to go on from, with what validation found; sample.
                 self.validation.measure_if_due(self)
                 last = self.step == self.max_train_steps
                 loss = self.log(metrics, last=last)
@@ -187,6 +189,7 @@ class Trainer:
                 if loss is not None:
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update()
+            self.coverage.settle(last=True)
             self.accelerator.wait_for_everyone()  # nobody leaves while another still writes
         self.keeper.finish(self.step)
         logger.info("done: %s", self.directory)
