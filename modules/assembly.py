@@ -27,6 +27,8 @@ from modules.parts import (
 )
 from modules.plan import plan_run
 from modules.preparation import is_prepared, prepare
+from modules.rehearsal import is_rehearsed, rehearse
+from modules.reloading import load_again
 from modules.requests import Requests
 from modules.resume import find_state, go_on, is_finished
 from modules.run_description import describe_run
@@ -180,6 +182,8 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     trainer.stateful |= {n: p for n, p in own.items() if hasattr(p, "state_dict")}
     if state is not None:
         explained("train.resume", lambda: go_on(trainer, state))
+    if is_rehearsed(train.rehearse, trainer):
+        rehearse(trainer, reload=partial(load_again, config=config), is_new=state is None)
     return trainer
 
 

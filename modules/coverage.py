@@ -104,7 +104,7 @@ class Ledger:
             with survived(FILE):
                 self._write(planned, actual)
         if len(wrong):
-            told = [f"{self._name(n)} {actual[n]} times, not {planned[n]}" for n in wrong]
+            told = [f"{self._name(n)} {actual[n]} times, not {planned[n]}" for n in wrong.tolist()]
             raise RunError(
                 f"coverage: by step {self._step} {len(wrong)} of {len(actual)} images were trained "
                 f"on more or less often than planned: {list_names(told)}; {self._path} has all. "

@@ -85,6 +85,7 @@ class Run(Protocol):
     directory: Path  # the run's folder
     step: int  # finished optimizer steps
     steps_per_epoch: int
+    max_train_steps: int
     model: Any  # modules.models.base.DiffusionModel
     networks: dict[str, Network]
     trained_base: dict[str, Parameter]  # of the base model, by module path
@@ -114,12 +115,20 @@ class Run(Protocol):
 
 
 class Saver(Protocol):
-    """Writes weights."""
+    """Writes weights.
+
+    It may also have `rehearse(run)`, which writes all that it would write at the end into the run's
+    folder, raises if that fails, changes nothing of itself, and returns how many saves are to come.
+    """
 
     def save_if_due(self, run: Run, *, last: bool) -> None: ...
 
 
 class Sampler(Protocol):
-    """Draws validation images."""
+    """Draws validation images.
+
+    It may also have `rehearse(run)`, which draws one, keeps nothing and changes nothing of itself,
+    and returns how many are to come.
+    """
 
     def sample_if_due(self, run: Run, *, last: bool) -> None: ...

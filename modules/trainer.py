@@ -178,8 +178,8 @@ class Trainer:
                 self.step, self.is_between_steps = self.step + 1, True
                 self.coverage.add(self.step, self.last_group, is_bad=self.guard.is_bad)
                 self.keeper.requests.poll()
-                # The order is fixed: validate, which may make this step the last one; log; save what
-                # was trained; keep the state to go on from, with what validation found; sample.
+                # The order is fixed: validate, which may make this step the last one; log; save
+                # what was trained; keep the state, with what validation has found; sample.
                 self.validation.measure_if_due(self)
                 last = self.step == self.max_train_steps
                 loss = self.log(metrics, last=last)

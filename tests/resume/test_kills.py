@@ -41,6 +41,7 @@ RUNS: dict[str, dict] = {
         "networks": LORA,
         "validation": {"split": 0.4, "every_steps": 1, "keep_best": True},
     },
+    "rehearsed": {"networks": LORA, "train": {"rehearse": True}},
     "two processes": {"networks": LORA, "train": {"batch_size": 1}},
 }
 
@@ -95,6 +96,20 @@ def until_done(run: Callable[[Kill | None], tuple[int, ...]], kills_to_come: lis
             return hits
         assert any(code < 0 for code in codes), codes
     raise AssertionError("a run that is left alone does not end")
+
+
+@pytest.mark.parametrize("prepared", ["lora", "two processes"], indirect=True)
+def test_a_rehearsal_leaves_no_trace(prepared, tmp_path):
+    path, processes = prepared
+    assert set(kills.train(path, "save.name=plain", processes=processes)) == {0}
+    options = ("save.name=rehearsed", "train.rehearse=true")
+    assert set(kills.train(path, *options, processes=processes)) == {0}
+    assert "rehearsal: largest bucket" in Path(f"{path}.log").read_text(encoding="utf-8")
+    output = tmp_path / "output"
+    assert_same(output / "plain", output / "rehearsed")
+    assert (output / "plain" / "coverage.csv").read_bytes() == (
+        output / "rehearsed" / "coverage.csv"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("prepared", RUNS, indirect=True)
