@@ -26,6 +26,7 @@ from modules.parts import (
     build_schedule,
 )
 from modules.plan import plan_run
+from modules.prediction_check import check_prediction
 from modules.preparation import is_prepared, prepare
 from modules.rehearsal import is_rehearsed, rehearse
 from modules.reloading import load_again
@@ -104,6 +105,9 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     set_attention(parts.model, parts.networks, train.attention)
     if train.tome_ratio:
         explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
+    if state is None:
+        on_purpose = config.objective.module is not None
+        explained("model", lambda: check_prediction(parts, accelerator, is_told=on_purpose))
     optimizer = explained("optimizer", lambda: build_optimizer(config, parts.groups))
     saver = explained("save", lambda: build_saver(config))
     if is_main and state is None:
