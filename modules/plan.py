@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from modules.savers import BASE_ENDINGS, output_names
 from modules.schedule import total_steps
 
@@ -31,6 +33,7 @@ class Plan:
     dataset: Any
     prior: Any | None  # class images, if there are any
     held_out: str | None  # images that are not trained on, if there are any
+    images: str  # of the dataset that are trained on, times their repeats
     batches: int
     batch_size: int
     minibatch_repeat: int
@@ -65,7 +68,8 @@ class Plan:
             lines.append(f"held out   {self.held_out}")
         accumulation, repeats = self.gradient_accumulation_steps, self.minibatch_repeat
         lines.append(
-            f"steps      {self.batches} batches of up to {self.batch_size} an epoch"
+            f"steps      {self.images} -> {self.batches} batches of up to {self.batch_size} "
+            "an epoch"
             + (f" (each image {repeats} times)" if repeats > 1 else "")
             + (f", {accumulation} batches a step" if accumulation > 1 else "")
             + f" -> {self.steps_per_epoch} optimizer steps an epoch, {self.max_train_steps} in all"
@@ -87,6 +91,7 @@ def plan_run(
         dataset=parts.dataset,
         prior=parts.prior,
         held_out=held_out.summary() if config.validation else None,
+        images=describe_images(batch_sampler, len(parts.dataset)),
         batches=len(batch_sampler),
         batch_size=train.batch_size,
         minibatch_repeat=train.minibatch_repeat,
@@ -105,6 +110,17 @@ def plan_run(
             base_ending=BASE_ENDINGS[config.save.format],
         ),
     )
+
+
+def describe_images(sampler: BucketBatchSampler, images: int) -> str:
+    """How many of a dataset's images an epoch has and how often: "8 images x 10 = 80"."""
+    indices = np.concatenate([np.arange(0), *sampler.buckets])
+    counts = np.bincount(indices % images, minlength=images)
+    often = np.unique(counts[counts > 0]).tolist()
+    count = f"{np.count_nonzero(counts)} images"
+    if often == [1]:
+        return count
+    return f"{count} x {often[0] if len(often) == 1 else 'their repeats'} = {len(indices)}"
 
 
 def _versions(config: Config) -> list[str]:
