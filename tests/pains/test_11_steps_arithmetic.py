@@ -87,9 +87,8 @@ def test_steps_beside_epochs_are_refused_and_neither_wins(path, capfd):
 
 def test_a_run_without_a_length_is_refused(path, capfd):
     assert main.main([str(path), "train.max_train_epochs=null"]) == 2
-    assert (
-        "train: has no length; give max_train_epochs or max_train_steps" in capfd.readouterr().err
-    )
+    told = capfd.readouterr().err
+    assert ": has no length; give max_train_epochs or max_train_steps" in told
 
 
 def test_repeats_of_1_are_once_an_epoch_and_of_less_an_error(path, tmp_path, capfd):
