@@ -106,8 +106,13 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     if train.tome_ratio:
         explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
     if state is None:
-        on_purpose = config.objective.module is not None
-        explained("model", lambda: check_prediction(parts, accelerator, is_told=on_purpose))
+        check = partial(
+            check_prediction,
+            *(parts, accelerator),
+            batch_size=train.batch_size,
+            is_told=config.objective.module is not None,
+        )
+        explained("model", check)
     optimizer = explained("optimizer", lambda: build_optimizer(config, parts.groups))
     saver = explained("save", lambda: build_saver(config))
     if is_main and state is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from modules.drawing import evaluation
+from modules.errors import explained
 from modules.objectives import OBJECTIVES
 from modules.prediction_probe import measure, sample_batches
 from modules.randomness import drawn_apart
@@ -24,11 +26,14 @@ _MOST = 0.75  # of the other, to that of a model which predicts nothing
 _IMAGES = 8
 
 
-def check_prediction(parts: RunParts, accelerator: Accelerator, *, is_told: bool) -> None:
+def check_prediction(
+    parts: RunParts, accelerator: Accelerator, *, batch_size: int, is_told: bool
+) -> None:
     """Measure a model before its first step, as noise and as velocity, on images of the dataset.
 
-    A model that does neither well, as a random one, passes. `is_told`: the config names the
-    objective, so that it is on purpose, and a contradiction is a warning only.
+    A model that does neither well, as a random one, passes. Images are measured `batch_size` at a
+    time. `is_told`: the config names the objective, so that it is on purpose, and a contradiction
+    is a warning only.
 
     Raises:
         ValueError: it was trained for the other type; gives both losses, and what to write.
@@ -36,7 +41,7 @@ def check_prediction(parts: RunParts, accelerator: Accelerator, *, is_told: bool
     trained, model = getattr(parts.objective, "prediction_type", None), parts.model
     if trained not in OBJECTIVES:
         return
-    losses, nothing = _measure(parts, accelerator)
+    losses, nothing = _measure(parts, accelerator, batch_size)
     (other,) = losses.keys() - {trained}
     if losses[trained] <= _LEAST_RATIO * losses[other] or losses[other] >= _MOST * nothing[other]:
         return
@@ -56,12 +61,13 @@ def check_prediction(parts: RunParts, accelerator: Accelerator, *, is_told: bool
     )
 
 
-def _measure(parts: RunParts, accelerator: Accelerator) -> list[dict[str, float]]:
+def _measure(parts: RunParts, accelerator: Accelerator, most: int) -> list[dict[str, float]]:
     """By type, the mean losses and those of predicting nothing, by the path that training takes."""
     model, networks = parts.model, list(parts.networks.values())
     sums, images = torch.zeros(2, len(OBJECTIVES), dtype=torch.float64), 0
     with drawn_apart("prediction"), evaluation(model, networks), accelerator.autocast():
-        for number, batch in enumerate(sample_batches(parts.dataset, count=_IMAGES)):
+        read = partial(sample_batches, parts.dataset, count=_IMAGES, most=most)
+        for number, batch in enumerate(explained("dataset", read)):
             moved = batch.to(accelerator.device)
             found = measure(model, moved, seed=number, networks=networks)
             count = len(batch.captions)

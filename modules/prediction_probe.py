@@ -84,14 +84,19 @@ def settle_prediction(model: DiffusionModel, batches: Callable[[], Iterable[Batc
     logger.info("%s: predicts %s by %s", model.path, better, model.prediction_source)
 
 
-def sample_batches(dataset: Any, *, count: int = 8) -> list[Batch]:
-    """Some images of a dataset, spread over it, in batches of those of one size."""
+def sample_batches(dataset: Any, *, count: int = 8, most: int = 1) -> list[Batch]:
+    """Some images of a dataset, spread over it, in batches of at most so many of one size."""
     groups: dict[tuple[int, ...], list[Sample]] = {}
     for number in spread(count, len(dataset)):
         sample = whole_sample(dataset, number)
         tensors = (sample.latents, sample.pixel_values)
         groups.setdefault(tuple(next(t.shape for t in tensors if t is not None)), []).append(sample)
-    return [batch for samples in groups.values() for batch in _collate(samples)]
+    return [
+        batch
+        for samples in groups.values()
+        for start in range(0, len(samples), most)
+        for batch in _collate(samples[start : start + most])
+    ]
 
 
 def _collate(samples: list[Sample]) -> list[Batch]:

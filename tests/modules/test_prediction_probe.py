@@ -102,8 +102,10 @@ def test_samples_are_spread_over_the_dataset(tmp_path):
 
     data = tiny.save_dataset(tmp_path / "data", {(32, 32): 5, (48, 32): 3})
     batches = sample_batches(LatentDataset(path=str(data)))
-    assert [len(batch.names) for batch in batches] == [5, 3]
-    batches = sample_batches(LatentDataset(path=str(data)), count=4)
+    assert [len(batch.names) for batch in batches] == [1] * 8
+    batches = sample_batches(LatentDataset(path=str(data)), most=4)
+    assert [len(batch.names) for batch in batches] == [4, 1, 3]
+    batches = sample_batches(LatentDataset(path=str(data)), count=4, most=8)
     assert [batch.names for batch in batches] == [
         ["image000", "image002", "image004"],
         ["image006"],

@@ -67,3 +67,20 @@ def test_tensors_keep_their_identity_and_new_entries_go():
     assert held.pair[1] == {"x": {1}}
     assert not hasattr(held, "added")
     assert torch.equal(torch.rand(2, generator=held.generator), drawn)
+
+
+def test_a_gradient_scaler_is_as_new():
+    scaler = torch.amp.GradScaler("cpu")
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    fresh = scaler.state_dict()
+    snapshot = Snapshot([parameter], [optimizer, scaler])
+    scaler.scale(parameter.sum() * torch.inf).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() < fresh["scale"]
+    snapshot.restore()
+    assert scaler.state_dict() == fresh
+    scaler.scale(parameter.sum()).backward()
+    scaler.unscale_(optimizer)  # would be refused a second time

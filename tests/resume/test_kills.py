@@ -112,6 +112,25 @@ def test_a_rehearsal_leaves_no_trace(prepared, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.parametrize("prepared", ["lora"], indirect=True)
+def test_a_kill_in_a_rehearsal_leaves_what_the_run_began_from(prepared, tmp_path):
+    path, _ = prepared
+    output, log = tmp_path / "output", Path(f"{path}.log")
+    assert kills.train(path, "save.name=whole") == (0,)
+    assert kills.train(path, "save.name=run", "train.max_train_steps=4") == (0,)
+    (state,) = find_states(output / "run")
+    options = ("save.name=run", "train.resume=auto", "train.accept_changes=[train.max_train_steps]")
+    for number in (16, 24, 32):
+        said = log.read_text(encoding="utf-8").count("the run will take")
+        kill = Kill(at_call=number)
+        assert kills.train(path, *options, "train.rehearse=true", kill=kill) == (-signal.SIGKILL,)
+        assert log.read_text(encoding="utf-8").count("the run will take") == said
+        assert find_states(output / "run") == [state]
+        assert [p for p in (output / "run").iterdir() if ".tmp" in p.name]
+    assert kills.train(path, *options, "train.rehearse=true") == (0,)
+    assert_same(output / "whole", output / "run")
+
+
 @pytest.mark.parametrize("prepared", RUNS, indirect=True)
 def test_random_kills(prepared, tmp_path, request):
     path, processes = prepared
