@@ -60,7 +60,8 @@ def rehearse(run: Trainer, *, reload: Callable[[Trainer], None], is_new: bool) -
     try:
         with _taken_back(run):
             if is_main:
-                temporary.mkdir()
+                with _stage("making a folder"):
+                    temporary.mkdir()
             run.directory = temporary
             run.metadata = replace(run.metadata, gathered=dict)  # whose files are being hashed
             run.identity = dict
@@ -200,8 +201,8 @@ def _stage(what: str, advice: str = "") -> Iterator[None]:
         failed = f"out of memory in {what} ({reason})" if full else f"{what} failed: {reason}"
         advice = f"; {advice}" if advice and (full or advice != _SMALLER) else ""
         raise RunError(
-            f"rehearsal: {failed}{advice}. Nothing was trained and nothing is left on the disk; "
-            "train.rehearse=false begins without a rehearsal"
+            f"rehearsal: {failed}{advice}. Nothing was trained, and nothing of it is left on the "
+            "disk; train.rehearse=false begins without a rehearsal"
         ) from error
 
 
