@@ -278,7 +278,8 @@ def test_a_save_that_fails_is_said_before_training(write, tmp_path, monkeypatch)
         assemble(write(networks=LORA), "train.rehearse=true")
     assert str(caught.value) == (
         "rehearsal: a save failed: No space left on device; see the section save. Nothing was "
-        "trained, and nothing of it is left on the disk; train.rehearse=false begins without a rehearsal"
+        "trained, and nothing of it is left on the disk; train.rehearse=false begins without a "
+        "rehearsal"
     )
     assert list((tmp_path / "output").iterdir()) == []
 
