@@ -53,7 +53,7 @@ def adding(layer: AdapterLayer, multiplier: Callable[[], float]) -> Callable[...
 
 
 def _mixed(output: Tensor) -> contextlib.AbstractContextManager:
-    """Mixed precision for an adapter's float32 weights where the base computes in half by itself."""
+    """Mixed precision for an adapter's float32 weights beside a base that computes in half."""
     device = output.device.type
     if output.dtype not in (torch.float16, torch.bfloat16) or _is_mixed(device):
         return contextlib.nullcontext()

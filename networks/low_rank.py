@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 
 
 class LowRankLinear(torch.autograd.Function):
-    """`x W^T + b + scale (x down^T) up^T`: x (..., in), W (out, in), down (rank, in), up (out, rank).
+    """`x W^T + b + scale (x down^T) up^T`, with gradients of x, down and up.
 
-    All are of one dtype. Gradients are those of x, down and up.
+    x (..., in), W (out, in), down (rank, in), up (out, rank), all of one dtype.
     """
 
     @staticmethod
