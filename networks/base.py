@@ -56,6 +56,7 @@ class Adapter(nn.Module):
     algorithm: ClassVar[str | None] = None
     dynamic_factor: ClassVar[int] = 1
     requires: ClassVar[Sequence[str]] = ()
+    follows_dtype: ClassVar[bool] = True
     undecayed: ClassVar[Sequence[str]] = ("*.dora_scale",)  # no weight decay: they are not near 0
 
     rank: Rank = 16

@@ -42,7 +42,7 @@ def adding(layer: AdapterLayer, multiplier: Callable[[], float]) -> Callable[...
     addition = plain_addition if layer.dora_scale is None else decomposed_addition
 
     def add(base: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        with _mixed(output):
+        with mixed(output):
             added = addition(layer, base, args[0], output)
         strength = multiplier() * layer.strength()
         if strength != 1.0:
@@ -52,12 +52,12 @@ def adding(layer: AdapterLayer, multiplier: Callable[[], float]) -> Callable[...
     return add
 
 
-def _mixed(output: Tensor) -> contextlib.AbstractContextManager:
-    """Mixed precision for an adapter's float32 weights beside a base that computes in half."""
-    device = output.device.type
-    if output.dtype not in (torch.float16, torch.bfloat16) or _is_mixed(device):
+def mixed(x: Tensor) -> contextlib.AbstractContextManager:
+    """Mixed precision for a network's float32 weights in a base that computes in half by itself."""
+    device = x.device.type
+    if x.dtype not in (torch.float16, torch.bfloat16) or _is_mixed(device):
         return contextlib.nullcontext()
-    return torch.autocast(device, dtype=output.dtype)
+    return torch.autocast(device, dtype=x.dtype)
 
 
 class _Joined:
