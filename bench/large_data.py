@@ -26,6 +26,7 @@ if not __package__:
 
 import numpy as np
 
+from bench.processes import peak_memory
 from modules.buckets import BucketIndex, Size
 from modules.caption_lines import FILE
 from modules.packed_latents import packed_folder
@@ -80,7 +81,7 @@ def measure(directory: Path) -> dict[str, float]:
         assert next(groups)[0].batch.names
     took["in all"] = sum(took[stage] for stage in ("dataset", "shapes", "first batch"))
     took |= {"images": len(dataset), "batches": len(sampler)}
-    took["peak MiB"] = _peak_memory()
+    took["peak MiB"] = peak_memory()
     return took
 
 
@@ -143,21 +144,6 @@ def _show(counts: Sequence[int], make: Callable[..., Any], *, single: bool) -> N
             f"{took[stage]:.0f}" if "MiB" in stage else f"{took[stage]:.2f}" for stage in STAGES
         ]
         print(_row(f"{count:,}", cells), flush=True)
-
-
-def _peak_memory() -> float:
-    """The most memory that this process had, in MiB.
-
-    What `getrusage` says on Linux begins with the peak of the process that started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = status.read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

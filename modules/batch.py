@@ -91,6 +91,29 @@ class DenoiserInputs:
             return self.sample
         return torch.cat([self.sample, self.side_channels.to(self.sample.dtype)], dim=1)
 
+    def to(self, dtype: torch.dtype) -> DenoiserInputs:
+        """Return the same with sample, text and residuals in a dtype.
+
+        Times and sizes stay as they are: in half precision they would be others.
+        """
+        return replace(
+            self,
+            sample=self.sample.to(dtype),
+            encoder_hidden_states=self.encoder_hidden_states.to(dtype),
+            residuals=_cast(self.residuals, dtype),
+        )
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Tensors of floats in a dtype, in whatever mapping or list."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {key: _cast(each, dtype) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_cast(each, dtype) for each in value)
+    return value
+
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one bucket to a batch.

@@ -75,7 +75,8 @@ def prepare_modules(
     """Move everything to the device and set modes and dtypes.
 
     Trained parameters stay in float32. A component of which nothing is trained takes the compute
-    dtype. The VAE is never in float16, where it overflows.
+    dtype, and the denoiser then computes in it without autocast. The VAE is never in float16, where
+    it overflows.
     """
     compute_dtype = _COMPUTE_DTYPES[mixed_precision]
     vae_dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
@@ -91,8 +92,22 @@ def prepare_modules(
             for part in _diffusers_models([network]):
                 part.to(compute_dtype)
         network.train(any(parameter.requires_grad for parameter in network.parameters()))
+    model.denoiser_dtype = _own_dtype(model, networks)
     if gradient_checkpointing:
         enable_checkpointing(model, networks)
+
+
+def _own_dtype(model: Model, networks: Mapping[str, Any]) -> torch.dtype | None:
+    """The half precision of a frozen denoiser that needs no autocast, which casts in every layer.
+
+    A network that works inside of the denoiser must follow its dtype.
+    """
+    denoiser = getattr(model, "denoiser", None)
+    if denoiser is None or any(p.requires_grad for p in denoiser.parameters()):
+        return None
+    dtypes = {p.dtype for p in denoiser.parameters()}
+    follow = all(getattr(network, "follows_dtype", False) for network in networks.values())
+    return dtypes.pop() if follow and dtypes in ({torch.float16}, {torch.bfloat16}) else None
 
 
 def enable_checkpointing(model: Model, networks: Mapping[str, Any]) -> None:

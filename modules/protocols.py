@@ -54,8 +54,10 @@ class Network(Protocol):
     dataset gives, `describe(model)`, the metadata of its files, `file_kind`, what ModelSpec calls
     them ("lora"), `verify(path, *, dtype)`, which reads what `save` wrote again, raises ValueError
     if it is not what is live, and returns a `modules.verification.Verified`, `after_step()`, called
-    after each optimizer step, and by pattern of its parameters' paths `rate_factors`, what their
-    learning rate is multiplied by, and `undecayed`, those that are kept from weight decay.
+    after each optimizer step, `follows_dtype`, True if what it does inside of the denoiser's layers
+    is right in half precision without autocast, and by pattern of its parameters' paths
+    `rate_factors`, what their learning rate is multiplied by, and `undecayed`, those that are kept
+    from weight decay.
     """
 
     requires: Sequence[str]  # keys of Batch.extras

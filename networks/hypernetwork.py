@@ -19,6 +19,7 @@ from modules.batch import Batch, DenoiserInputs
 from modules.verification import Comparison, Verified, check_dtype, check_names
 from networks.conditioner import Conditioner
 from networks.files import read_tensors
+from networks.hooks import mixed
 from networks.key_rules import HYPERNETWORK_KEYS, check_keys
 from networks.perceptron import Activation, Perceptron, Structure, WeightInit
 
@@ -212,6 +213,8 @@ class Hypernetwork(Conditioner):
     def _hook(self, perceptron: nn.Module) -> Callable[[nn.Module, tuple], tuple]:
         def change(_layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x, *rest = args
-            return (x + (perceptron(x) * self.multiplier).to(x.dtype), *rest)
+            with mixed(x):
+                added = perceptron(x) * self.multiplier
+            return (x + added.to(x.dtype), *rest)
 
         return change

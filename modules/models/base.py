@@ -119,6 +119,12 @@ class DiffusionModel(Model):
 
     def denoise(self, inputs: DenoiserInputs) -> Tensor:
         """The denoiser's prediction, (B, C, h, w)."""
+        if self.denoiser_dtype is None:
+            return self._denoise(inputs)
+        with torch.autocast(inputs.sample.device.type, enabled=False):
+            return self._denoise(inputs.to(self.denoiser_dtype))
+
+    def _denoise(self, inputs: DenoiserInputs) -> Tensor:
         return self.denoiser(
             inputs.channels,
             inputs.timestep,
