@@ -44,6 +44,11 @@ class CaptionSet:
         """Names of images without a caption."""
         return [name for name in self._unwritten if not self._words(name)]
 
+    @property
+    def idle(self) -> list[str]:
+        """Caption files that are no image's."""
+        return [] if self._files is None else self._files.idle
+
     def find_missing(self) -> Iterator[str]:
         """Yield a fault if images have no caption."""
         if missing := self.missing:

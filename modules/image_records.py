@@ -38,16 +38,17 @@ class ImageRecords:
         self.times = np.zeros(count, dtype=np.int64)  # of their last change, in ns
         self.originals = np.zeros((count, 2), dtype=np.int32)  # width, height; 0 if not known
         self.resized = np.zeros((count, 2), dtype=np.int32)  # before the crop
-        self.listed = 0
-        """Entries, those of images that the dataset doesn't have among them."""
+        self.unlisted: list[str] = []
+        """Names of entries that the dataset doesn't have."""
         if not store.is_file("images.jsonl"):
             return
         numbers = {name: number for number, name in enumerate(names)}
         # Line by line: the entries of a million images would take gigabytes.
         for entry in parse_lines(store.lines("images.jsonl"), f"{store}/images.jsonl"):
-            self.listed += 1
             if (number := numbers.get(entry["name"])) is not None:
                 self._note(number, entry)
+            else:
+                self.unlisted.append(entry["name"])
 
     @property
     def hashed(self) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modules.data_findings import Finding, find_in_data, find_unused, write_findings
 from modules.savers import BASE_ENDINGS, output_names
 from modules.schedule import total_steps
 
@@ -31,6 +32,8 @@ class Plan:
     dataset: Any
     prior: Any | None  # class images, if there are any
     held_out: str | None  # images that are not trained on, if there are any
+    findings: Sequence[Finding]  # what a person should know of the images
+    images: int  # of an epoch, with repeats
     batches: int
     batch_size: int
     minibatch_repeat: int
@@ -39,10 +42,13 @@ class Plan:
     max_train_steps: int
     outputs: Sequence[str]  # names of the weights in the run's folder
 
-    def show(self, directory: Path) -> None:
-        """Log the plan; `directory` is the run's folder."""
+    def show(self, directory: Path, *, details: Path | None = None) -> None:
+        """Log the plan; `directory` is the run's folder, `details` takes all that is found."""
         for line in self.lines(directory):
             logger.info("%s", line)
+        if details is not None and self.findings:
+            write_findings(details, self.findings)
+            logger.info("data       all of these are listed in %s", details)
 
     def lines(self, directory: Path) -> list[str]:
         """The plan as text."""
@@ -59,13 +65,15 @@ class Plan:
         else:
             text = summary.splitlines() if isinstance(summary, str) else summary
             lines += [f"data       {line}" for line in text]
+        lines += [f"data       {finding.line()}" for finding in self.findings]
         if self.prior is not None:
             lines.append(f"prior      {len(self.prior)} images of the class, a batch beside each")
         if self.held_out is not None:
             lines.append(f"held out   {self.held_out}")
         accumulation, repeats = self.gradient_accumulation_steps, self.minibatch_repeat
         lines.append(
-            f"steps      {self.batches} batches of up to {self.batch_size} an epoch"
+            f"steps      {self.images} images -> "
+            f"{self.batches} batches of up to {self.batch_size} an epoch"
             + (f" (each image {repeats} times)" if repeats > 1 else "")
             + (f", {accumulation} batches a step" if accumulation > 1 else "")
             + f" -> {self.steps_per_epoch} optimizer steps an epoch, {self.max_train_steps} in all"
@@ -81,22 +89,27 @@ def plan_run(
     """The plan of a run with these parts."""
     train = config.train
     steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
+    max_train_steps = total_steps(
+        max_train_steps=train.max_train_steps,
+        max_train_epochs=train.max_train_epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+    batches = max_train_steps * train.gradient_accumulation_steps
+    unused = find_unused(parts.dataset, batch_sampler, batches)
     return Plan(
         model=parts.model,
         groups=parts.groups,
         dataset=parts.dataset,
         prior=parts.prior,
         held_out=held_out.summary() if config.validation else None,
+        findings=[*find_in_data(parts.dataset), *([unused] if unused else [])],
+        images=sum(map(len, held_out.buckets)),
         batches=len(batch_sampler),
         batch_size=train.batch_size,
         minibatch_repeat=train.minibatch_repeat,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         steps_per_epoch=steps_per_epoch,
-        max_train_steps=total_steps(
-            max_train_steps=train.max_train_steps,
-            max_train_epochs=train.max_train_epochs,
-            steps_per_epoch=steps_per_epoch,
-        ),
+        max_train_steps=max_train_steps,
         outputs=output_names(
             str(config.save.name),
             {n: parts.networks[n] for n, section in config.networks.items() if section.train},

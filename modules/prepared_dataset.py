@@ -43,8 +43,7 @@ class PreparedDataset(Dataset[Sample]):
     `normalize_mask` divides each mask by its mean, so that an image of which little is trained
     counts as much as others. `text_cache` reads the text encoders' outputs from text/ where all
     captions are as cached; `allow_stale` trains on files of images that were edited since. `flip`
-    to `color_jitter` are as `modules.augmentation.Augmentation` says; masks and guide images follow
-    their image, arrays don't.
+    to `color_jitter` are `modules.augmentation.Augmentation`'s, which masks and guides follow.
 
     Raises:
         ValueError: an argument is wrong or files are missing; lists all that is.
@@ -81,7 +80,7 @@ class PreparedDataset(Dataset[Sample]):
     ) -> None:
         self.store = open_store(path)
         self.path = Path(path)  # for what is read of local datasets only
-        self.index_file = metadata
+        self.index_file, self.allow_stale = metadata, allow_stale
         local = {"mask": mask, "extras": extras, "text_cache": text_cache}
         refuse_remote(self.store, [feature for feature, value in local.items() if value])
         process = CaptionProcessor(
@@ -109,22 +108,20 @@ class PreparedDataset(Dataset[Sample]):
                 self.names.extend(names)
         self.repeats = Repeats(self.path, self.names, repeats)
         self.buckets = [self.repeats.spread(images) for images in self.images]  # indices
-        # Workers that live longer than an epoch see it change, since they share this memory.
+        # Workers that live longer than an epoch see it change: they share this memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._seed = seed
         self.side_inputs = SideInputs(
             self.path, self.names, mask=mask, normalize_mask=normalize_mask, extras=extras
         )
         self.geometry: np.ndarray | None = None
-        by_folder = repeats == FOLDERS
-        self.captions = CaptionSet(
-            self.store, self.names, process=process, prompt=prompt, by_folder=by_folder, seed=seed
-        )
+        how = {"process": process, "prompt": prompt, "by_folder": repeats == FOLDERS}
+        self.captions = CaptionSet(self.store, self.names, **how, seed=seed)
         self.notes = [CacheNotes(self.store, each, self.names) for each in self.noted_folders()]
         texts = () if allow_missing_captions else self.captions.find_missing()
         faults = [*self.missing_images(), *self.side_inputs.find_missing(), *texts]
         raise_faults(self.store, faults)
-        check_freshness(self, allow_stale=allow_stale)
+        check_freshness(self)
         self.text = open_text_cache(self) if text_cache else None
 
     @property
@@ -169,7 +166,7 @@ class PreparedDataset(Dataset[Sample]):
         raise TypeError(f"{type(self).__name__} reads no images")
 
     def __getitem__(self, index: int) -> Sample:
-        return self._read(index, self.caption(index), self._draw_transform(index))
+        return self._read(index, self.caption(index), self.draw_transform(index))
 
     def whole_sample(self, index: int) -> Sample:
         """Return an image with nothing left to chance: to be looked at."""
@@ -211,8 +208,8 @@ class PreparedDataset(Dataset[Sample]):
 
     def check_every_shape(self, vae_scale_factor: int, latent_channels: int) -> None:
         """Do as `check_latent_shapes` with every file, however many there are."""
-        faults = find_odd_files(self, vae_scale_factor, latent_channels, most=len(self))
-        raise_faults(self.store, [*faults])
+        sizes = (vae_scale_factor, latent_channels)
+        raise_faults(self.store, [*find_odd_files(self, *sizes, most=len(self))])
 
     def check_text_cache(self, model: DiffusionModel, networks: Mapping[str, Any]) -> None:
         """Check that cached text is what `model` with `networks` would make of the captions.
@@ -223,8 +220,9 @@ class PreparedDataset(Dataset[Sample]):
         if self.text is not None:
             self.text.check(model, networks)
 
-    def _draw_transform(self, index: int) -> Transform:
-        # As for captions: not of workers or a resume, and apart from other draws of this seed.
+    def draw_transform(self, index: int) -> Transform:
+        """Return what is done to an image in the current epoch."""
+        # Not of workers or a resume, and apart from other draws of this seed.
         rng = np.random.default_rng([self._seed, int(self._epoch), index, 0xA06])
         return self.augmentation.draw(rng)
 

@@ -33,11 +33,11 @@ _MAKERS = {
 }
 
 
-def check_freshness(dataset: PreparedDataset, *, allow_stale: bool, most: int = MOST_READ) -> None:
+def check_freshness(dataset: PreparedDataset, *, most: int = MOST_READ) -> None:
     """Check that no file was made of an image, or an image of its source, that was edited since.
 
     Raises:
-        ValueError: some are stale, and `allow_stale` does not make that a warning; lists them.
+        ValueError: some are, which the dataset's `allow_stale` makes a warning; lists them.
     """
     if is_remote(str(dataset.store)):  # its images are not here
         return
@@ -53,7 +53,7 @@ def check_freshness(dataset: PreparedDataset, *, allow_stale: bool, most: int = 
             f"{folder}: {len(stale)} of {total} are of images that were edited since: "
             f"{list_names(stale)}; run {maker} again"
         )
-    if faults and allow_stale:
+    if faults and dataset.allow_stale:
         logger.warning("%s: allow_stale: trained on though", "\n  ".join([str(place), *faults]))
     elif faults:
         raise_faults(place, [*faults, "or set allow_stale: true to train on them as they are"])
