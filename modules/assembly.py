@@ -83,7 +83,8 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     source = build_source(
         config, config.dataset, parts.dataset, accelerator, buckets=held_out.buckets
     )
-    plan = plan_run(config, parts, source.batch_sampler, held_out)
+    plan_it = partial(plan_run, config, parts, source.batch_sampler, held_out)
+    plan = explained("dataset", plan_it)
     count = partial(describe_truncated, parts.model, parts.dataset, most=MOST_COUNTED)
     if is_main and (cut := explained("dataset", count)):
         logger.warning("%s", cut)

@@ -29,7 +29,7 @@ class Plan:
 
     model: DiffusionModel
     groups: list[ParameterGroup]
-    dataset: Any
+    data: Sequence[str]  # the dataset in a few lines
     prior: Any | None  # class images, if there are any
     held_out: str | None  # images that are not trained on, if there are any
     findings: Sequence[Finding]  # what a person should know of the images
@@ -59,12 +59,7 @@ class Plan:
                 f"trained    {group.name}: {group.count:,} parameters in {len(group.parameters)} "
                 f"tensors, learning rate {group.learning_rate:g}"
             )
-        summary = self.dataset.summary() if hasattr(self.dataset, "summary") else None
-        if summary is None:
-            lines.append(f"data       {len(self.dataset)} images")
-        else:
-            text = summary.splitlines() if isinstance(summary, str) else summary
-            lines += [f"data       {line}" for line in text]
+        lines += [f"data       {line}" for line in self.data]
         lines += [f"data       {finding.line()}" for finding in self.findings]
         if self.prior is not None:
             lines.append(f"prior      {len(self.prior)} images of the class, a batch beside each")
@@ -86,7 +81,11 @@ class Plan:
 def plan_run(
     config: Config, parts: RunParts, batch_sampler: BucketBatchSampler, held_out: HeldOut
 ) -> Plan:
-    """The plan of a run with these parts."""
+    """The plan of a run with these parts.
+
+    Raises:
+        ValueError: a caption that it shows can't be read.
+    """
     train = config.train
     steps_per_epoch = -(-len(batch_sampler) // train.gradient_accumulation_steps)
     max_train_steps = total_steps(
@@ -99,7 +98,7 @@ def plan_run(
     return Plan(
         model=parts.model,
         groups=parts.groups,
-        dataset=parts.dataset,
+        data=_describe(parts.dataset),
         prior=parts.prior,
         held_out=held_out.summary() if config.validation else None,
         findings=[*find_in_data(parts.dataset), *([unused] if unused else [])],
@@ -118,6 +117,14 @@ def plan_run(
             base_ending=BASE_ENDINGS[config.save.format],
         ),
     )
+
+
+def _describe(dataset: Any) -> list[str]:
+    """What a dataset says of itself, line by line."""
+    if not hasattr(dataset, "summary"):
+        return [f"{len(dataset)} images"]
+    summary = dataset.summary()
+    return summary.splitlines() if isinstance(summary, str) else list(summary)
 
 
 def _versions(config: Config) -> list[str]:

@@ -115,12 +115,13 @@ class PreparedDataset(Dataset[Sample]):
             self.path, self.names, mask=mask, normalize_mask=normalize_mask, extras=extras
         )
         self.geometry: np.ndarray | None = None
-        how = {"process": process, "prompt": prompt, "by_folder": repeats == FOLDERS}
-        self.captions = CaptionSet(self.store, self.names, **how, seed=seed)
+        by_folder = repeats == FOLDERS
+        self.captions = CaptionSet(
+            self.store, self.names, process=process, prompt=prompt, by_folder=by_folder, seed=seed
+        )
         self.notes = [CacheNotes(self.store, each, self.names) for each in self.noted_folders()]
         texts = () if allow_missing_captions else self.captions.find_missing()
-        faults = [*self.missing_images(), *self.side_inputs.find_missing(), *texts]
-        raise_faults(self.store, faults)
+        raise_faults(self.store, [*self.missing_images(), *self.side_inputs.find_missing(), *texts])
         check_freshness(self)
         self.text = open_text_cache(self) if text_cache else None
 

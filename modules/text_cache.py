@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TEXT_PIECES = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""What a checkpoint's text encoders are called."""
+
 EMPTY = ".empty"
 """Stands for the empty caption; images are never hidden files, so that none has this name."""
 

@@ -15,6 +15,8 @@ from modules.contact_sheet import draw_sheets
 from modules.dataset_facts import prepared_parts
 from modules.dataset_files import raise_faults
 from modules.errors import explained
+from modules.models import load
+from modules.models.prompts import set_prompts
 from modules.plan import plan_run
 from modules.preparation import is_prepared
 from modules.prepared_dataset import PreparedDataset
@@ -22,6 +24,7 @@ from modules.run_folder import next_run_folder
 from modules.run_parts import load_parts
 from modules.sources import make_batch_sampler
 from modules.stale_files import check_freshness
+from modules.text_cache import TEXT_PIECES
 from modules.validation_parts import find_held_out
 
 logger = logging.getLogger(__name__)
@@ -55,14 +58,15 @@ def try_out(config: Config, trial: Trial) -> None:
         logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
         return
     parts = load_parts(config, weights=False)
+    for name in ("dataset", "prior", "validation"):
+        if (dataset := getattr(parts, name)) is not None:
+            explained(name, partial(read_all, dataset))
+            explained(name, partial(_check_text, config, dataset))
     held_out = find_held_out(config, parts)
     batch_sampler = make_batch_sampler(config, held_out.buckets, rank=0, world_size=1)
     plan = plan_run(config, parts, batch_sampler, held_out)
     directory = next_run_folder(Path(config.save.directory), str(config.save.name))
     plan.show(directory, details=trial.report)
-    for name in ("dataset", "prior", "validation"):
-        if (dataset := getattr(parts, name)) is not None:
-            explained(name, partial(read_all, dataset))
     if cut := describe_truncated(parts.model, parts.dataset):
         logger.warning("%s", cut)
     if trial.sheet is not None:
@@ -81,6 +85,21 @@ def read_all(dataset: Any) -> None:
     for _, part in prepared_parts(dataset):
         check_freshness(part, most=len(part))
         raise_faults(part.store, [*_unreadable(part)])
+
+
+def _check_text(config: Config, dataset: Any) -> None:
+    """Check cached text against the text encoders, whose weights are loaded for it."""
+    cached = [part for _, part in prepared_parts(dataset) if part.text is not None]
+    if not cached:
+        return
+    section = config.model
+    model = load(section.path, weights=TEXT_PIECES, prediction_type=section.prediction_type)
+    length, skip = section.max_token_length, section.clip_skip
+    set_prompts(model, max_token_length=length, clip_skip=skip)
+    for encoder in model.text_encoders:
+        encoder.module.requires_grad_(False)  # what is trained, `load_parts` has checked
+    for part in cached:
+        part.check_text_cache(model, {})
 
 
 def _unreadable(part: PreparedDataset) -> Iterator[str]:

@@ -22,16 +22,13 @@ from modules.files import write_atomically
 from modules.repeats import folder_words as words_of_folder
 from modules.shard import Shard
 from modules.store import LocalStore
-from modules.text_cache import EMPTY, TextCache
+from modules.text_cache import EMPTY, TEXT_PIECES, TextCache
 from preprocess.job import Counts, track
 
 if TYPE_CHECKING:
     from modules.models.base import DiffusionModel
 
 logger = logging.getLogger(__name__)
-
-TEXT_PIECES = ("text_encoder", "text_encoder_2", "text_encoder_3")
-"""What a checkpoint's text encoders are called; the weights of nothing else are loaded."""
 
 
 def cache_text(
