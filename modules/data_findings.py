@@ -89,9 +89,10 @@ def _duplicates(parts: Named) -> Finding | None:
     known = np.flatnonzero(digests.any(axis=1))
     if not len(known):
         return None
-    rows = np.ascontiguousarray(digests[known]).view(">u8")[:, 0]
-    order = np.argsort(rows, kind="stable")
-    starts = np.flatnonzero(np.r_[True, rows[order][1:] != rows[order][:-1]])
+    rows = np.ascontiguousarray(digests[known]).view(">u8")  # (images, 4)
+    order = np.lexsort(rows.T)
+    ordered = rows[order]
+    starts = np.flatnonzero(np.r_[True, (ordered[1:] != ordered[:-1]).any(axis=1)])
     ends = np.r_[starts[1:], len(order)]
     groups = [known[order[a:b]] for a, b in zip(starts, ends, strict=True) if b - a > 1]
     if not groups:
