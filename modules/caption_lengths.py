@@ -23,11 +23,12 @@ def describe_truncated(
     """
     if not hasattr(dataset, "whole_caption"):
         return None
+    names = getattr(dataset, "names", None)
     cut: dict[str, int] = {}
     step = max(1, -(-len(dataset) // (most or len(dataset))))
     looked_at = range(0, len(dataset), step)
     for number in looked_at:
-        name, caption = dataset.names[number], dataset.whole_caption(number)
+        name, caption = names[number] if names else str(number), dataset.whole_caption(number)
         for encoder in model.text_encoders:
             total, read = encoder.token_count(caption)
             if read < total:
