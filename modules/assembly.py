@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modules.caption_lengths import describe_truncated
+from modules.caption_lengths import MOST_COUNTED, describe_truncated
 from modules.checkpoint import read_progress
 from modules.component_checks import check_components
 from modules.config import Config, to_yaml
+from modules.data_findings import FILE
 from modules.dataset_contents import begin_contents
 from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.errors import explained
@@ -27,23 +28,24 @@ from modules.parts import (
 )
 from modules.plan import plan_run
 from modules.prediction_check import check_prediction
-from modules.preparation import is_prepared, prepare
+from modules.preparation import prepare
 from modules.rehearsal import is_rehearsed, rehearse
 from modules.reloading import load_again
 from modules.requests import Requests
 from modules.resume import find_state, go_on, is_finished
 from modules.run_description import describe_run
-from modules.run_folder import check_space, first_save, next_run_folder, share_run_folder
+from modules.run_folder import check_space, first_save, share_run_folder
 from modules.run_identity import Identity, as_begun, check_config, check_identity, identify
 from modules.run_kinds import kind_of, with_sampler
 from modules.run_metadata import person_spec
 from modules.run_parts import load_parts
 from modules.schedule import Every
-from modules.sources import build_ledger, build_prior, build_source, make_batch_sampler
+from modules.sources import build_ledger, build_prior, build_source
 from modules.state_keeper import StateKeeper
 from modules.text_stop import TextStop, text_parameters
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
+from modules.trial import Trial, try_out
 from modules.validation_parts import build_validation, find_held_out
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def assemble(config: Config, *, check: bool = False) -> Trainer | None:
+def assemble(config: Config, *, check: bool | Trial = False) -> Trainer | None:
     """Build the trainer of a config; with `check` only show what it would do.
 
     Raises:
@@ -72,17 +74,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     if not check:
         accelerator = create_accelerator(config.train.mixed_precision)
         return _assemble_run(config, accelerator, state)
-    if config.prepare and not is_prepared(config):
-        listed = "".join(f"\n  {step.module}" for step in config.prepare)
-        logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
-        return None
-    parts = load_parts(config, weights=False)
-    held_out = find_held_out(config, parts)
-    batch_sampler = make_batch_sampler(config, held_out.buckets, rank=0, world_size=1)
-    plan = plan_run(config, parts, batch_sampler, held_out)
-    plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
-    if cut := describe_truncated(parts.model, parts.dataset):
-        logger.warning("%s", cut)
+    try_out(config, Trial() if check is True else check)
     return None
 
 
@@ -94,7 +86,11 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     source = build_source(
         config, config.dataset, parts.dataset, accelerator, buckets=held_out.buckets
     )
-    plan = plan_run(config, parts, source.batch_sampler, held_out)
+    plan_it = partial(plan_run, config, parts, source.batch_sampler, held_out)
+    plan = explained("dataset", plan_it)
+    count = partial(describe_truncated, parts.model, parts.dataset, most=MOST_COUNTED)
+    if is_main and (cut := explained("dataset", count)):
+        logger.warning("%s", cut)
     prepare_modules(
         parts.model,
         parts.networks,
@@ -141,7 +137,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         check_identity(state, config, identity, accelerator)
     metadata = describe_run(config, parts, plan, accelerator, given=given, contents=contents)
     if is_main:
-        plan.show(directory)
+        plan.show(directory, details=directory / FILE)
         settings = to_yaml(as_begun(config))
         write_atomically(directory / "config.yaml", settings)
         start_trackers(

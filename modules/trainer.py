@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from modules.models.base import DiffusionModel
     from modules.sections import Config
+    from modules.trial import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Trainer:
         self.guard = StepGuard(self.optimizer, accelerator, most=self.max_nonfinite_steps)
 
     @classmethod
-    def from_config(cls, config: Config, *, check: bool = False) -> Trainer | None:
+    def from_config(cls, config: Config, *, check: bool | Trial = False) -> Trainer | None:
         """Build everything that a config says; with `check` show the plan and build no more.
 
         Raises:
