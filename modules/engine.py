@@ -86,13 +86,18 @@ def prepare_modules(
         module.to(device, torch.float32 if trained else frozen_dtype)
         module.train(trained)
     for network in networks.values():
-        network.to(device)
-        if not any(parameter.requires_grad for parameter in network.parameters()):
-            for part in _diffusers_models([network]):
-                part.to(compute_dtype)
-        network.train(any(parameter.requires_grad for parameter in network.parameters()))
+        prepare_network(network.to(device), mixed_precision=mixed_precision)
     if gradient_checkpointing:
         enable_checkpointing(model, networks)
+
+
+def prepare_network(network: Any, *, mixed_precision: str) -> None:
+    """Set a network's mode, and the compute dtype where nothing of it is trained."""
+    trained = any(parameter.requires_grad for parameter in network.parameters())
+    if not trained:
+        for part in _diffusers_models([network]):
+            part.to(_COMPUTE_DTYPES[mixed_precision])
+    network.train(trained)
 
 
 def enable_checkpointing(model: Model, networks: Mapping[str, Any]) -> None:

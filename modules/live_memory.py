@@ -1,0 +1,121 @@
+"""How many bytes live at once, counted while operators run, on the meta device or any other."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MANY = 1009
+"""Images of the batch that is traced. A prime that no other size is a multiple of, so that each
+tensor's size tells whether it grows with the batch; on the meta device it costs nothing."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Bytes at one moment: `fixed`, and so many for each image of the batch."""
+
+    fixed: int = 0
+    each: int = 0
+
+    def at(self, images: int) -> int:
+        """Bytes with so many images."""
+        return self.fixed + images * self.each
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most bytes of a phase, for every number of images: one of the moments in it."""
+
+    moments: Sequence[Line] = (Line(),)
+
+    def at(self, images: int) -> int:
+        """Bytes with so many images."""
+        return max(moment.at(images) for moment in self.moments)
+
+
+class LiveMemory(TorchDispatchMode):
+    """Follows the storages that operators make, from their making to their end.
+
+    What was there before counts nothing, unless it is added.
+
+    Args:
+        images: of the batch that is traced; a storage that is a multiple of them grows with it.
+    """
+
+    def __init__(self, images: int = MANY):
+        super().__init__()
+        self.images = images
+        self.fixed = self.each = 0  # bytes now
+        self._moments: list[Line] = [Line()]
+        self._known: set[int] = set()
+        self._held: list[Tensor] = []  # what counts nothing; its storages' numbers stay taken
+
+    @property
+    def peak(self) -> Peak:
+        """The most that lived at once so far."""
+        return Peak(tuple(self._moments))
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Count nothing for the storages of these, which are counted elsewhere."""
+        for tensor in tensors:
+            self._held.append(tensor)
+            self._known.add(tensor.untyped_storage()._cdata)
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Count these, which were there before, as long as they live."""
+        for tensor in tensors:
+            self._note(tensor)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        for value in output if isinstance(output, list | tuple) else (output,):
+            if isinstance(value, Tensor):
+                self._note(value)
+        return output
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        number = storage._cdata
+        if number in self._known:
+            return
+        size = storage.nbytes()
+        each, rest = divmod(size, self.images)
+        line = Line(size, 0) if rest else Line(0, each)
+        self._known.add(number)
+        weakref.finalize(storage, partial(self._drop, number, line)).atexit = False
+        self.fixed += line.fixed
+        self.each += line.each
+        self._look()
+
+    def _drop(self, number: int, line: Line) -> None:
+        self._known.discard(number)
+        self.fixed -= line.fixed
+        self.each -= line.each
+
+    def _look(self) -> None:
+        """Keep this moment if with some number of images it is the highest yet."""
+        fixed, each = self.fixed, self.each
+        if any(moment.fixed >= fixed and moment.each >= each for moment in self._moments):
+            return
+        kept = [m for m in self._moments if m.fixed > fixed or m.each > each]
+        self._moments = [*kept, Line(fixed, each)]
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages of these tensors, each storage once."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def stored(module: torch.nn.Module) -> list[Tensor]:
+    """All parameters and buffers of a module."""
+    return [*module.parameters(), *module.buffers()]
