@@ -72,7 +72,7 @@ def trace_step(
             live.add(tensors_of(batch))
             value = loss(batch)
             autocast.forget()
-            torch.autograd.backward(value)  # Tensor.backward would leave the mode
+            _run_backward(value)
         return live.peak
     finally:
         for parameter in trained:
@@ -120,6 +120,12 @@ def trace_sampling(
         for part, mode in zip(parts, modes, strict=True):
             part.train(mode)
     return live.peak.at(live.images)
+
+
+def _run_backward(loss: Tensor) -> None:
+    """As `loss.backward()`, which would leave the mode that casts: checkpoints compute again."""
+    engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+    engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, True)
 
 
 def trained_of(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
