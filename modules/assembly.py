@@ -16,6 +16,7 @@ from modules.errors import explained
 from modules.files import write_atomically
 from modules.hardware import warn_of_unfit_build
 from modules.idle_settings import idle_settings
+from modules.memory_table import memory_lines
 from modules.parts import (
     NoSamples,
     NoSaves,
@@ -86,6 +87,8 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
     if cut := describe_truncated(parts.model, parts.dataset):
         logger.warning("%s", cut)
+    for line in memory_lines(config, parts, partial(load_parts, weights=False)):
+        logger.info("memory     %s", line)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from modules.batch import Batch
 from modules.console import OUR_LOGGERS
 from modules.errors import ConfigError
 from modules.models.patterns import matches
+from modules.models.spaces import release_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,6 +113,16 @@ def enable_checkpointing(model: Model, networks: Mapping[str, Any]) -> None:
         if trained or any(matches(path, own) for path in reached):
             encoder.module.activation_checkpointing_enable()
             encoder.module.train()  # transformers checkpoints in training mode only
+
+
+@contextlib.contextmanager
+def memory_returned(device: torch.device) -> Iterator[None]:
+    """Give back what was needed for a while alone; a failed action's tensors too, once it is over.
+
+    Only that it fragments less: torch would use the memory again, but in blocks of other sizes.
+    """
+    yield
+    release_memory(device)
 
 
 class LossModule(nn.Module):

@@ -16,6 +16,9 @@ MANY = 1009
 """Images of the batch that is traced. A prime that no other size is a multiple of, so that each
 tensor's size tells whether it grows with the batch; on the meta device it costs nothing."""
 
+_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 256)
+"""Numbers of images for which the highest moment is kept; between them one of these is nearly it."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -39,6 +42,10 @@ class Peak:
         """Bytes with so many images."""
         return max(moment.at(images) for moment in self.moments)
 
+    def without(self, size: int) -> Peak:
+        """The peak if so many bytes less had been made at its moments, where they were."""
+        return Peak(tuple(Line(max(0, m.fixed - size), m.each) for m in self.moments))
+
 
 class LiveMemory(TorchDispatchMode):
     """Follows the storages that operators make, from their making to their end.
@@ -53,20 +60,20 @@ class LiveMemory(TorchDispatchMode):
         super().__init__()
         self.images = images
         self.fixed = self.each = 0  # bytes now
-        self._moments: list[Line] = [Line()]
-        self._known: set[int] = set()
+        self._highest = dict.fromkeys(_COUNTS, Line())
+        self._known: dict[int, Any] = {}  # storages' numbers
         self._held: list[Tensor] = []  # what counts nothing; its storages' numbers stay taken
 
     @property
     def peak(self) -> Peak:
         """The most that lived at once so far."""
-        return Peak(tuple(self._moments))
+        return Peak(tuple(set(self._highest.values())))
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
         """Count nothing for the storages of these, which are counted elsewhere."""
         for tensor in tensors:
             self._held.append(tensor)
-            self._known.add(tensor.untyped_storage()._cdata)
+            self._known[tensor.untyped_storage()._cdata] = None
 
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Count these, which were there before, as long as they live."""
@@ -87,27 +94,24 @@ class LiveMemory(TorchDispatchMode):
         number = storage._cdata
         if number in self._known:
             return
-        size = storage.nbytes()
-        each, rest = divmod(size, self.images)
-        line = Line(size, 0) if rest else Line(0, each)
-        self._known.add(number)
-        weakref.finalize(storage, partial(self._drop, number, line)).atexit = False
+        each, rest = divmod(storage.nbytes(), self.images)
+        line = Line(storage.nbytes(), 0) if rest else Line(0, each)
+        self._known[number] = weakref.ref(storage, partial(self._drop, number, line))
         self.fixed += line.fixed
         self.each += line.each
         self._look()
 
-    def _drop(self, number: int, line: Line) -> None:
-        self._known.discard(number)
+    def _drop(self, number: int, line: Line, _reference: Any) -> None:
+        del self._known[number]
         self.fixed -= line.fixed
         self.each -= line.each
 
     def _look(self) -> None:
-        """Keep this moment if with some number of images it is the highest yet."""
+        """Keep this moment where with some number of images it is the highest yet."""
         fixed, each = self.fixed, self.each
-        if any(moment.fixed >= fixed and moment.each >= each for moment in self._moments):
-            return
-        kept = [m for m in self._moments if m.fixed > fixed or m.each > each]
-        self._moments = [*kept, Line(fixed, each)]
+        for images, highest in self._highest.items():
+            if fixed + images * each > highest.at(images):
+                self._highest[images] = Line(fixed, each)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

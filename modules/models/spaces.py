@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from modules.batch import Batch, Sample
 from modules.meta_autocast import suspended
+
+logger = logging.getLogger(__name__)
 
 
 class Space(Protocol):
@@ -33,6 +36,10 @@ class Space(Protocol):
 
     def decode(self, scaled: Tensor) -> list[Image.Image]:
         """Pictures of scaled values, (B, C, h, w)."""
+        ...
+
+    def decode_pixels(self, scaled: Tensor) -> Tensor:
+        """The same as pixels (B, 3, H, W) in [-1, 1]."""
         ...
 
 
@@ -66,12 +73,30 @@ class Latents:
     def scale(self, values: Tensor) -> Tensor:
         return values * self.vae.config.scaling_factor
 
-    @torch.no_grad()
     def decode(self, scaled: Tensor) -> list[Image.Image]:
+        return to_pictures(self.decode_pixels(scaled))
+
+    @torch.inference_mode()
+    def decode_pixels(self, scaled: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), of one image at a time; in tiles where the memory is too small."""
         with full_precision(scaled.device):
             latents = scaled.to(self.vae.dtype) / self.vae.config.scaling_factor
-            pixels = torch.cat([self.vae.decode(one).sample for one in latents.split(1)])
-        return to_pictures(pixels)
+            return torch.cat([self._decode_one(one) for one in latents.split(1)])
+
+    def _decode_one(self, latents: Tensor) -> Tensor:
+        try:
+            return self.vae.decode(latents).sample
+        except torch.OutOfMemoryError:
+            logger.warning(
+                "decoding %s latents needs more memory than there is; it is done in tiles",
+                tuple(latents.shape[2:]),
+            )
+        release_memory(latents.device)
+        self.vae.enable_tiling()
+        try:
+            return self.vae.decode(latents).sample
+        finally:
+            self.vae.disable_tiling()
 
 
 class Pixels:
@@ -95,6 +120,15 @@ class Pixels:
 
     def decode(self, scaled: Tensor) -> list[Image.Image]:
         return to_pictures(scaled)
+
+    def decode_pixels(self, scaled: Tensor) -> Tensor:
+        return scaled
+
+
+def release_memory(device: torch.device) -> None:
+    """Give a card's memory that torch keeps for later back to it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
