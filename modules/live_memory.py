@@ -17,7 +17,7 @@ MANY = 1009
 tensor's size tells whether it grows with the batch; on the meta device it costs nothing."""
 
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 256)
-"""Numbers of images for which the highest moment is kept; between them one of these is nearly it."""
+"""Numbers of images for which the highest moment is kept; between them one of these is nearest."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        output = function(*args, **(kwargs or {}))
+        output = _shaped(function, args, kwargs)
+        if output is None:
+            output = function(*args, **(kwargs or {}))
         for value in output if isinstance(output, list | tuple) else (output,):
             if isinstance(value, Tensor):
                 self._note(value)
@@ -112,6 +114,35 @@ class LiveMemory(TorchDispatchMode):
         for images, highest in self._highest.items():
             if fixed + images * each > highest.at(images):
                 self._highest[images] = Line(fixed, each)
+
+
+_ATEN = torch.ops.aten
+_ALIKE = {
+    *(_ATEN.add.Tensor, _ATEN.sub.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor, _ATEN.mul.Scalar),
+    *(_ATEN.add.Scalar, _ATEN.div.Scalar, _ATEN.neg.default, _ATEN.silu.default),
+    *(_ATEN.silu_backward.default, _ATEN.gelu.default, _ATEN.gelu_backward.default),
+    *(_ATEN.sigmoid.default, _ATEN.sigmoid_backward.default),
+}
+"""Operators whose result is like their first argument, where the others are like it or numbers."""
+
+
+def _shaped(function: Any, args: Sequence[Any], kwargs: Any) -> Any:
+    """The result of a few frequent operators on `meta`, whose own way there is slow, or None."""
+    first = args[0] if args else None
+    if not isinstance(first, Tensor) or not first.is_meta:
+        return None
+    if function in _ALIKE and first.is_floating_point():
+        others = [a for a in args[1:] if isinstance(a, Tensor)]
+        if all(a.shape == first.shape and a.dtype == first.dtype for a in others):
+            return torch.empty_like(first)
+    if function is _ATEN._to_copy.default and set(kwargs) == {"dtype"}:
+        return torch.empty_like(first, dtype=kwargs["dtype"])
+    if function is _ATEN.native_layer_norm.default:
+        rows = first.shape[: first.ndim - len(args[1])]
+        shape = (*rows, *[1] * len(args[1]))
+        sums = [first.new_empty(shape, dtype=torch.float32) for _ in range(2)]
+        return (torch.empty_like(first, memory_format=torch.contiguous_format), *sums)
+    return None
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

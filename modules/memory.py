@@ -189,11 +189,8 @@ def largest_sample(datasets: Sequence[Any]) -> Sample:
     found: list[tuple[int, Sample]] = []
     for dataset in datasets:
         sizes = getattr(dataset, "bucket_sizes", None) or [(0, 0)] * len(dataset.buckets)
-        filled = [
-            (w * h, bucket[0])
-            for (w, h), bucket in zip(sizes, dataset.buckets, strict=False)
-            if len(bucket)
-        ]
+        pairs = zip(sizes, dataset.buckets, strict=False)
+        filled = [(width * height, bucket[0]) for (width, height), bucket in pairs if len(bucket)]
         sample = dataset[max(filled)[1]]
         found.append((_area(sample), sample))
     return max(found, key=lambda each: each[0])[1]

@@ -1,4 +1,4 @@
-"""The memory estimate as a person reads it: the run's own peak, and a table of what else could be."""
+"""The memory estimate as a person reads it: the run's own peak, and a table around it."""
 
 from __future__ import annotations
 
