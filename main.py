@@ -39,11 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_up_logging()
         if speaks:
             keep_translation(options.config, *options.overrides, check=options.check)
+        from modules.out_of_memory import out_of_memory_explained
         from modules.trainer import Trainer
 
-        trainer = Trainer.from_config(config, check=options.check)
-        if trainer is not None:
-            trainer.train()
+        with out_of_memory_explained(config):
+            trainer = Trainer.from_config(config, check=options.check)
+            if trainer is not None:
+                trainer.train()
     except (ConfigError, RunError) as error:
         if speaks:
             print(error, file=sys.stderr)
