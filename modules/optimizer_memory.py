@@ -43,7 +43,7 @@ def measure_optimizer(
 def _on_meta(
     path: str, args: Mapping[str, Any], parameters: Sequence[Parameter]
 ) -> tuple[int, int]:
-    optimizer = make_optimizer(path, args, [ParameterGroup("all", list(parameters), 1e-4)])
+    optimizer = _make(path, args, parameters)
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     try:
@@ -55,6 +55,13 @@ def _on_meta(
     finally:
         for parameter in parameters:
             parameter.grad = None
+
+
+def _make(path: str, args: Mapping[str, Any], parameters: Sequence[Parameter]) -> Any:
+    optimizer = make_optimizer(path, args, [ParameterGroup("all", list(parameters), 1e-4)])
+    if hasattr(optimizer, "train"):  # schedule-free ones have modes
+        optimizer.train()
+    return optimizer
 
 
 def _by_example(path: str, args: Mapping[str, Any], parameters: Sequence[Parameter]) -> int:
@@ -69,7 +76,7 @@ def _by_example(path: str, args: Mapping[str, Any], parameters: Sequence[Paramet
         example = Parameter(torch.rand(list(sides)))
         example.grad = torch.rand_like(example)
         try:
-            optimizer = make_optimizer(path, args, [ParameterGroup("all", [example], 1e-4)])
+            optimizer = _make(path, args, [example])
             optimizer.step()
         except Exception as error:
             raise ValueError(f"{path}: {error}") from error

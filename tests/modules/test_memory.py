@@ -10,14 +10,14 @@ import torch
 
 from modules.batch import collate
 from modules.config import load
+from modules.engine import prepare_modules
 from modules.live_memory import LiveMemory, bytes_of, stored
-from modules.memory import RunMemory
+from modules.memory import RunMemory, largest_sample
 from modules.memory_trace import stand_in, tensors_of, trained_of
 from modules.meta_autocast import FULL, FULL_OUTPUT, LOWER, MetaAutocast
 from modules.optimizer_memory import measure_optimizer
 from modules.run_parts import load_parts
 from modules.trainer import Trainer
-from modules.engine import prepare_modules
 
 LORA = {"lora": {"module": "networks.lora.LoRA", "args": {"rank": 4}}}
 FULL_TRAINING = {"trainable": ["unet", "text_encoders"]}
@@ -36,7 +36,7 @@ def real_peak(config, batch_size):
     )
     modules = [*parts.model.components().values(), *parts.networks.values(), parts.model.vae]
     run = stand_in(parts.model, parts.networks, parts.objective, train.minibatch_repeat)
-    sample = parts.dataset[0]
+    sample = largest_sample([parts.dataset])
     batch = collate([sample] * batch_size)
     dtype = {"no": None, "bf16": torch.bfloat16}[train.mixed_precision]
     with LiveMemory(images=10**9) as live, MetaAutocast(dtype) as autocast:
@@ -153,7 +153,12 @@ def test_the_table_marks_the_run_and_advice_is_what_applies(write_config):
     assert lines[0].startswith("about 0.6 GiB of a card at most")
     table = {line[:21].strip(): line for line in lines[3:9]}
     assert list(table) == [
-        "no", "bf16", "fp16", "no, checkpointing", "bf16, checkpointing", "fp16, checkpointing"
+        "no",
+        "bf16",
+        "fp16",
+        "no, checkpointing",
+        "bf16, checkpointing",
+        "fp16, checkpointing",
     ]
     assert [name for name, line in table.items() if "[" in line] == ["bf16"]
     assert lines[9:] == []  # a tiny model: nothing saves so much that it is worth saying
