@@ -11,6 +11,7 @@ from modules.caption_lengths import describe_truncated
 from modules.checkpoint import read_progress
 from modules.component_checks import check_components
 from modules.config import Config, to_yaml
+from modules.dataset_contents import begin_contents
 from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.errors import explained
 from modules.files import write_atomically
@@ -28,17 +29,10 @@ from modules.parts import (
 from modules.plan import plan_run
 from modules.preparation import is_prepared, prepare
 from modules.requests import Requests
-from modules.resume import (
-    as_begun,
-    check_config,
-    check_identity,
-    find_state,
-    go_on,
-    identify,
-    is_finished,
-)
+from modules.resume import find_state, go_on, is_finished
 from modules.run_description import describe_run
 from modules.run_folder import check_space, first_save, next_run_folder, share_run_folder
+from modules.run_identity import Identity, as_begun, check_config, check_identity, identify
 from modules.run_kinds import kind_of, with_sampler
 from modules.run_metadata import person_spec
 from modules.run_parts import load_parts
@@ -126,16 +120,18 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
             resumed=None if state is None else state.parent,
         ),
     )
-    identity = identify(
+    told = identify(
         config,
         parts.dataset,
         held_out=held_out.digest(),
         steps=plan.max_train_steps,
         processes=accelerator.num_processes,
     )
+    contents = begin_contents(parts, directory) if is_main else None
+    identity = Identity(told, contents)
     if state is not None:
-        check_identity(state, config, identity)
-    metadata = describe_run(config, parts, plan, accelerator, given=given, directory=directory)
+        check_identity(state, config, identity, accelerator)
+    metadata = describe_run(config, parts, plan, accelerator, given=given, contents=contents)
     if is_main:
         plan.show(directory)
         settings = to_yaml(as_begun(config))

@@ -50,7 +50,7 @@ class TrainState:
                 "averaged": 0 if average is None else average.updates,
                 "measured": trainer.step_log.pending(),
                 **{name: part.state_dict() for name, part in trainer.stateful.items()},
-                **trainer.identity,
+                **trainer.identity(),
             },
         )
 

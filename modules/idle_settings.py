@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from modules.component import accepts
+from modules.save_section import OF_THE_RUN
 from modules.sections import Config, LrSchedulerConfig
 
 
@@ -50,7 +51,7 @@ def idle_settings(config: Config) -> list[str]:
     held_out = config.validation
     if held_out and held_out.split is not None and held_out.module != type(held_out).module:
         lines.append("validation.module has no effect with split, which is of the dataset")
-    lines += _not_taken("save", save, needed=("name", "directory", "metadata"))
+    lines += _not_taken("save", save, needed=OF_THE_RUN)
     lines += _not_taken("sample", config.sample, needed=())
     return lines
 

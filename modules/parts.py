@@ -24,6 +24,7 @@ from modules.optimizer import (
 )
 from modules.optimizer_class import make_optimizer, warn_of_low_rate
 from modules.protocols import Network, Run
+from modules.save_section import OF_THE_RUN
 from modules.schedule import warmup_steps
 from modules.sections import (
     Config,
@@ -236,8 +237,7 @@ class NoSamples:
 
 
 def saver_arguments(config: Config) -> dict[str, Any]:
-    own = ("name", "directory", "state", "state_every_minutes", "metadata")
-    return _arguments(config.save, without=own)
+    return _arguments(config.save, without=OF_THE_RUN)
 
 
 def sampler_arguments(config: Config) -> dict[str, Any]:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from shutil import copyfileobj
-from typing import Any, BinaryIO
+from typing import Any
 
 from modules import manifest
+from modules.dataset_contents import DatasetContents
 from modules.dataset_facts import dataset_facts
 from modules.file_hashes import FileHashes, find_weights, hash_weights
-from modules.files import write_atomically
 from modules.masking import mask_secrets
 from modules.package_versions import package_versions
 from modules.receipt_keys import (
@@ -53,8 +49,8 @@ class Receipt:
     Args:
         told: what is known already.
         weights: paths or hub ids of what the run begins with, by config key: model.path.
-        datasets: by their section: dataset, prior.
-        directory: the run's folder, in which the manifest is left.
+        dataset: what is trained on.
+        contents: the files of it and of the prior.
     """
 
     def __init__(
@@ -62,19 +58,19 @@ class Receipt:
         *,
         told: Mapping[str, str],
         weights: Mapping[str, str],
-        datasets: Mapping[str, Any],
-        directory: Path,
+        dataset: Any,
+        contents: DatasetContents,
     ) -> None:
         self._found = dict(told)
         self._weights = weights
-        self._datasets = datasets
-        self._directory = directory
-        self._manifest: BinaryIO | None = None
+        self._dataset = dataset
+        self._contents = contents
         self._patience = _PATIENCE
         self._thread = threading.Thread(target=self._gather, name="receipt", daemon=True)
 
     def begin(self) -> None:
         """Start to read files."""
+        self._contents.begin()
         self._thread.start()
 
     def metadata(self) -> dict[str, str]:
@@ -92,7 +88,7 @@ class Receipt:
         self._patience = max(0.0, self._patience - (time.monotonic() - began))
         if self._thread.is_alive():
             logger.warning("the dataset's files are still being hashed; this save does not name it")
-        self._leave_manifest()
+        self._contents.leave_manifest()
         return dict(self._found)
 
     def _gather(self) -> None:
@@ -120,33 +116,22 @@ class Receipt:
         return {**found, WEIGHTS: json.dumps(sums)}
 
     def _describe(self, _hashes: FileHashes) -> dict[str, str]:
-        return dataset_facts(self._datasets["dataset"])
+        return dataset_facts(self._dataset)
 
-    def _list_files(self, hashes: FileHashes) -> dict[str, str]:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it is left in the folder
-        total = manifest.write_manifest(self._datasets, file, hashes)
+    def _list_files(self, _hashes: FileHashes) -> dict[str, str]:
+        total = self._contents.total()
         if total is None:
             return {}
         found = {DATASET: total.sha256, FILES: str(total.files)}
         if total.unread:
             found[UNREAD] = str(total.unread)
         if total.files <= manifest.MOST_EMBEDDED:
-            file.seek(0)
-            found[MANIFEST] = manifest.pack_manifest(file.read())
-        self._manifest = file
+            found[MANIFEST] = manifest.pack_manifest(self._contents.manifest())
         return found
-
-    def _leave_manifest(self) -> None:
-        """Write the manifest into the run's folder, once."""
-        if (file := self._manifest) is not None:
-            self._manifest = None
-            file.seek(0)
-            with closing(file):
-                write_atomically(self._directory / manifest.FILE, partial(copyfileobj, file))
 
 
 def make_receipt(
-    config: Config, datasets: Mapping[str, Any], *, devices: str, directory: Path
+    config: Config, dataset: Any, contents: DatasetContents, *, devices: str
 ) -> Receipt:
     """Return the receipt of a run of this config on `devices`: "2 x NVIDIA H100"."""
     weights = {"model.path": config.model.path, "model.vae": config.model.vae}
@@ -158,4 +143,4 @@ def make_receipt(
         DEVICES: devices,
     }
     given = {key: path for key, path in weights.items() if path is not None}
-    return Receipt(told=told, weights=given, datasets=datasets, directory=directory)
+    return Receipt(told=told, weights=given, dataset=dataset, contents=contents)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from modules.dataset_contents import DatasetContents
 from modules.dataset_facts import commonest_size, trigger_word
 from modules.plan import Plan
 from modules.receipt import make_receipt
-from modules.resume import as_begun
+from modules.run_identity import as_begun
 from modules.run_metadata import RunMetadata
 from modules.run_parts import RunParts
 from modules.run_settings import network_rates, run_settings
@@ -28,22 +28,19 @@ def describe_run(
     accelerator: Accelerator,
     *,
     given: Mapping[str, str],
-    directory: Path,
+    contents: DatasetContents | None,
 ) -> RunMetadata:
     """Return what makes the metadata of a run's files; the files it names are read from now on.
 
-    `given` are the person's own fields, `directory` is the run's folder.
+    `given` are the person's own fields.
     """
-    if not accelerator.is_main_process:  # which writes nothing
+    if contents is None:  # a process that writes nothing
         return RunMetadata()
     if config.save.metadata.content == "minimal":
         return RunMetadata(given=given, is_minimal=True)
-    datasets = {"dataset": parts.dataset}
-    if parts.prior is not None:
-        datasets["prior"] = parts.prior
     processes = accelerator.num_processes
     devices = f"{processes} x {_device_name(accelerator.device)}"
-    receipt = make_receipt(as_begun(config), datasets, devices=devices, directory=directory)
+    receipt = make_receipt(as_begun(config), parts.dataset, contents, devices=devices)
     receipt.begin()
     return RunMetadata(
         settings=run_settings(config, plan, parts.objective, processes=processes),

@@ -31,6 +31,10 @@ class MetadataConfig:
     """An image file that programs show; it is scaled to at most 256 pixels."""
 
 
+OF_THE_RUN = ("name", "directory", "metadata", "state", "state_every_minutes")
+"""Keys of the section that are not arguments of its saver."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SaveConfig:
     name: str | None = None

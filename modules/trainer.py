@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ class Trainer:
     log_every: int = 10
     seed: int = 0
     validation: Validation | NoValidation = field(default_factory=NoValidation)
-    identity: Mapping[str, Any] = field(default_factory=dict)
+    identity: Callable[[], Mapping[str, Any]] = field(default=dict)
     metadata: RunMetadata = field(default_factory=RunMetadata)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 from network_guard import no_network
 
-from modules.console import quiet_libraries
+from modules.console import OUR_LOGGERS, quiet_libraries
 
 quiet_libraries()
 
@@ -47,6 +48,16 @@ def offline() -> Iterator[None]:
         return
     with no_network():
         yield
+
+
+@pytest.fixture(autouse=True)
+def fresh_loggers() -> None:
+    """Let a test capture our messages, whichever test before it has set up a terminal's logging."""
+    for name in OUR_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def replay(bundle: Path) -> str:
     from modules.checkpoint import TrainState
     from modules.config import load
     from modules.nonfinite import BATCHES, REPORT, STATE, examine, read_batches
-    from modules.resume import as_begun
+    from modules.run_identity import as_begun
     from modules.trainer import Trainer
 
     if not (bundle / BATCHES).is_file():

@@ -11,7 +11,7 @@ import torch
 import main
 from modules.config import load, to_yaml
 from modules.errors import ConfigError
-from modules.resume import _differences
+from modules.run_identity import _differences
 from modules.safetensors_header import read_header
 from modules.store import RemoteStore
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import pytest
@@ -20,7 +19,6 @@ BOUND = Times(20, 10.0, {"data": 2.5, "forward": 5.0})
 @pytest.fixture
 def hints(caplog, monkeypatch):
     """What was said so far."""
-    monkeypatch.setattr(logging.getLogger("modules"), "propagate", True)
     return lambda: [r.getMessage() for r in caplog.records if r.name == "modules.bottlenecks"]
 
 

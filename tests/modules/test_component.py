@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -232,7 +231,6 @@ def test_components_that_a_config_names():
 
 
 def test_an_open_ended_class_warns_of_what_may_be_misspelled(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("modules"), "propagate", True)
     assert argument_faults("x", "parts.Open", {"sizze": 1, "unlike": 2}) == []
     assert {record.getMessage() for record in caplog.records} == {
         "x.args.sizze: parts.Open names no such argument, so it may have no effect; did you mean "

@@ -73,6 +73,16 @@ def test_a_config_whose_settings_all_count_is_quiet(write_config):
     assert idle_settings(load(path)) == []
 
 
+def test_what_the_run_itself_reads_of_save_has_an_effect(write_config):
+    save = {
+        "name": "cats",
+        "metadata": {"content": "minimal"},
+        "state": False,
+        "state_every_minutes": 0,
+    }
+    assert idle_settings(load(write_config(networks={"a": LORA}, save=save))) == []
+
+
 def test_held_out_images_are_measured_without_the_average(write_config):
     sections = {"ema": {"sample": False}, "validation": {"split": 0.1}}
     assert idle_settings(load(write_config(networks={"a": LORA}, **sections))) == []

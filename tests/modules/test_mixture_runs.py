@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import replace
 
@@ -152,7 +151,6 @@ def test_the_loss_of_a_vae_is_weighted_too(write_config, cats, dogs):
 
 
 def test_the_plan(write_config, cats, dogs, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("modules"), "propagate", True)
     section = mix({"path": str(cats), "repeats": 10}, {"path": str(dogs), "loss_weight": 0.5})
     path = write_config(dataset=section, networks=LORA, train={"max_train_epochs": 2})
     with caplog.at_level("INFO"):

@@ -25,7 +25,6 @@ def trainer_with(write_config):
 
 
 def test_a_low_rate_for_one_that_finds_its_own_is_said(trainer_with, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("modules"), "propagate", True)
     trainer_with("prodigyopt.Prodigy")
     (said,) = {r.getMessage() for r in caplog.records if r.levelno == logging.WARNING}
     assert said == (

@@ -15,6 +15,7 @@ import torch
 from modules import receipt as receipt_module
 from modules.config import load, to_yaml
 from modules.dataset import LatentDataset
+from modules.dataset_contents import DatasetContents
 from modules.file_hashes import FileHashes, hash_weights
 from modules.manifest import FILE, read_manifest, unpack_manifest
 from modules.receipt_keys import (
@@ -157,9 +158,8 @@ def test_data_that_goes_away_costs_its_part_of_the_receipt_alone(
     dataset = LatentDataset(str(copy))
     shutil.rmtree(copy)
     config = load(write_config(networks=LORA))
-    receipt = receipt_module.make_receipt(
-        config, {"dataset": dataset}, devices="1 x cpu", directory=tmp_path
-    )
+    contents = DatasetContents({"dataset": dataset}, tmp_path)
+    receipt = receipt_module.make_receipt(config, dataset, contents, devices="1 x cpu")
     found = receipt.metadata()
     assert "receipt: incomplete (" in caplog.text  # captions can't be counted
     assert found[UNREAD] == found[FILES] == "17"

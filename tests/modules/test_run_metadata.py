@@ -191,7 +191,6 @@ def test_minimal_files_say_what_programs_need(write_config):
     assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert not [key for key in found if key.startswith("sd_trainer.") or key == "modelspec.date"]
     assert found["sshs_model_hash"]
-    assert not (trainer.directory / "manifest.jsonl").exists()
 
 
 def test_other_kinds_of_files(write_config, tmp_path):

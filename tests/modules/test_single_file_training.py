@@ -185,11 +185,11 @@ def test_a_vae_is_trained_from_a_whole_file_to_one_of_its_own(
     assert not equal(own.decoder.state_dict(), trained.decoder.state_dict())
 
 
-def test_a_format_without_a_trained_base_is_idle(write_config, caplog):
+def test_a_format_without_a_trained_base_is_idle(write_config, capfd):
     lora = {"module": "networks.lora.LoRA", "args": {"rank": 2}}
     config = write_config(networks={"lora": lora}, save={"format": "single_file"})
     assert main.main([str(config), "--check"]) == 0
-    assert "save.format has no effect without model.trainable" in caplog.text
+    assert "save.format has no effect without model.trainable" in capfd.readouterr().out
 
 
 def test_scripts_take_a_single_file(tmp_path, single_file, dataset_directory):

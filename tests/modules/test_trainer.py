@@ -296,9 +296,7 @@ def test_every_image_is_seen_once_an_epoch(write_config):
 
 
 def test_the_plan_is_shown_and_nothing_is_trained(write_config, caplog, monkeypatch, tmp_path):
-    import logging
 
-    monkeypatch.setattr(logging.getLogger("modules"), "propagate", True)
     with caplog.at_level("INFO"):
         assert Trainer.from_config(load(write_config(networks=LORA_BOTH)), check=True) is None
     text = caplog.text
