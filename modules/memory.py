@@ -83,9 +83,8 @@ class RunMemory:
     def __init__(self, config: Config, parts: RunParts):
         self.config, self._parts = config, parts
         self.sample = largest_sample([d for d in (parts.dataset, parts.prior) if d is not None])
-        for network in parts.networks.values():
-            put_on_meta(network)
-        for module in [*parts.model.components().values(), parts.model.vae]:
+        pieces: list[Any] = [*parts.networks.values(), *parts.model.components().values()]
+        for module in [*pieces, parts.model.vae]:
             if module is not None:
                 put_on_meta(module)
         merge_on_meta(parts.model, config.train.tome_ratio)

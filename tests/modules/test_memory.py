@@ -69,7 +69,7 @@ def test_a_step_takes_what_is_estimated(
     step, weights, trained = real_peak(config, batch_size)
     assert estimate.weights == pytest.approx(weights, rel=0.002)
     assert estimate.gradients == bytes_of(trained)
-    assert estimate.step.at(batch_size) == pytest.approx(step, rel=0.1)
+    assert estimate.step.at(batch_size) == pytest.approx(step, rel=0.05)
 
 
 @pytest.mark.parametrize(
