@@ -29,6 +29,7 @@ def test_there_is_one_for_each_card():
     assert {path.stem.partition("gb_")[0] for path in CARDS} == {"8", "12", "24"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
 def test_a_header_has_today_s_estimate_and_it_fits_the_card(path, folders):
     name = path.stem.split("_")[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import main
@@ -20,6 +21,7 @@ def test_check_tells_the_peak_and_a_table(write_config, capsys):
     assert [line for line in lines if line.startswith("no ") and "[" in line]
 
 
+@pytest.mark.slow
 def test_advice_saves_and_begins_with_what_is_free(write_config, tmp_path):
     from functools import partial
 
