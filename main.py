@@ -46,13 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_up_logging()
         if speaks:
             keep_translation(options.config, *options.overrides, check=options.check)
+        from modules.out_of_memory import out_of_memory_explained
         from modules.trainer import Trainer
         from modules.trial import Trial
 
-        trial = Trial.writing(sheet=options.contact_sheet, report=options.report)
-        trainer = Trainer.from_config(config, check=options.check and trial)
-        if trainer is not None:
-            trainer.train()
+        with out_of_memory_explained(config):
+            trial = Trial.writing(sheet=options.contact_sheet, report=options.report)
+            trainer = Trainer.from_config(config, check=options.check and trial)
+            if trainer is not None:
+                trainer.train()
     except (ConfigError, RunError) as error:
         if speaks:
             print(error, file=sys.stderr)

@@ -15,7 +15,8 @@ from modules.files import files_by_name
 from modules.grids import make_sheet
 from modules.guides import spread, whole_sample
 from modules.images import IMAGE_SUFFIXES, open_image, to_tensor
-from modules.models.spaces import full_precision, to_pictures
+from modules.mixed_precision import without_autocast
+from modules.models.spaces import to_pictures
 from modules.picture_settings import read_pngs, save_png
 from modules.protocols import Run
 from modules.samplers import grids_to_come
@@ -123,7 +124,7 @@ class ReconstructionSampler:
         """Reconstructions by the posterior's mean, in full precision, and the PSNR of each."""
         vae, images = run.model.vae, list(self.images.values())[:most]
         found = []
-        with run.sampled_weights(), full_precision(vae.device):
+        with run.sampled_weights(), without_autocast(vae.device.type):
             for image in images:
                 posterior = vae.encode(image[None].to(vae.device, vae.dtype)).latent_dist
                 found.append(vae.decode(posterior.mode()).sample[0].float().cpu())

@@ -158,6 +158,14 @@ class GridSampler:
             run, self.pictures, self._guides, batch_size=self.batch_size, tome=self.tome
         )
 
+    def largest_batch(self) -> tuple[PictureSettings, int, dict[str, Tensor]]:
+        """The largest picture, how many are drawn with it at most, and their guides."""
+        sizes = [width * height for width, height in (each.size for each in self.pictures)]
+        number = sizes.index(max(sizes))
+        count = min(self.batch_size, len(sizes))
+        guides = [self._guides[number]] * count
+        return self.pictures[number], count, stack(guides) if self._guides else {}
+
     def _shown_guides(self, model: Any) -> dict[str, list[Image.Image]]:
         """Columns of the guides that are images, as they are to be looked at."""
         columns: dict[str, list[Image.Image]] = {}

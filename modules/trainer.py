@@ -17,7 +17,7 @@ from modules.averaging import MovingAverage, Weights, saved_versions
 from modules.batch import Batch
 from modules.coverage import Ledger, NoLedger
 from modules.denoising import denoising_error
-from modules.engine import LossModule
+from modules.engine import LossModule, memory_returned
 from modules.errors import survived
 from modules.loading import Group, Source, step_groups
 from modules.metrics import Metrics
@@ -205,7 +205,7 @@ class Trainer:
         return loss
 
     def _sample(self, *, last: bool) -> None:
-        with survived("sample"):
+        with memory_returned(self.accelerator.device), survived("sample"):
             self.sampler.sample_if_due(self, last=last)
 
     def log_images(self, key: str, images: Sequence[Image], captions: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from modules.contact_sheet import draw_sheets
 from modules.dataset_facts import prepared_parts
 from modules.dataset_files import raise_faults
 from modules.errors import explained
+from modules.memory_table import memory_lines
 from modules.models import load
 from modules.models.prompts import set_prompts
 from modules.plan import plan_run
@@ -74,6 +75,8 @@ def try_out(config: Config, trial: Trial) -> None:
         vae = config.model.vae or config.model.path
         for path in explained("contact sheet", partial(draw, model=parts.model, vae=vae)):
             logger.info("contact sheet: %s", path)
+    for line in memory_lines(config, parts, partial(load_parts, weights=False)):
+        logger.info("memory     %s", line)
 
 
 def read_all(dataset: Any) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
+from modules.mixed_precision import compute_dtype, with_autocast
 from networks.compute_copies import ComputeCopies
 from networks.dora import decomposed_addition
 from networks.dropout import Dropout
@@ -42,7 +41,7 @@ def adding(layer: AdapterLayer, multiplier: Callable[[], float]) -> Callable[...
     addition = plain_addition if layer.dora_scale is None else decomposed_addition
 
     def add(base: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        with mixed(output):
+        with with_autocast(output):
             added = addition(layer, base, args[0], output)
         strength = multiplier() * layer.strength()
         if strength != 1.0:
@@ -50,14 +49,6 @@ def adding(layer: AdapterLayer, multiplier: Callable[[], float]) -> Callable[...
         return output + added.to(output.dtype)
 
     return add
-
-
-def mixed(x: Tensor) -> contextlib.AbstractContextManager:
-    """Mixed precision for a network's float32 weights in a base that computes in half by itself."""
-    device = x.device.type
-    if x.dtype not in (torch.float16, torch.bfloat16) or _is_mixed(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, dtype=x.dtype)
 
 
 class _Joined:
@@ -79,7 +70,7 @@ class _Joined:
 
     def __call__(self, x: Tensor) -> Tensor:
         layer, base, (down, up) = self._layer, self._base, self._pair
-        weight, dtype = base.weight, _compute_dtype(x)
+        weight, dtype = base.weight, compute_dtype(x)
         drops = layer.training and layer.dropouts != Dropout()
         if drops or weight.requires_grad or weight.dtype != dtype:
             return self._add(base, (x,), self._plain(x))
@@ -95,12 +86,3 @@ class _Joined:
     def remove(self) -> None:
         """Give the layer its own forward back."""
         vars(self._base).pop("forward", None)
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if _is_mixed(device) else x.dtype
-
-
-def _is_mixed(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.mixed_precision import with_autocast
 from modules.verification import Comparison, Verified, check_dtype, check_names
 from networks.conditioner import Conditioner
 from networks.files import read_tensors
-from networks.hooks import mixed
 from networks.key_rules import HYPERNETWORK_KEYS, check_keys
 from networks.perceptron import Activation, Perceptron, Structure, WeightInit
 
@@ -213,7 +213,7 @@ class Hypernetwork(Conditioner):
     def _hook(self, perceptron: nn.Module) -> Callable[[nn.Module, tuple], tuple]:
         def change(_layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x, *rest = args
-            with mixed(x):
+            with with_autocast(x):
                 added = perceptron(x) * self.multiplier
             return (x + added.to(x.dtype), *rest)
 
