@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from modules.batch import Batch
 from modules.console import OUR_LOGGERS
 from modules.errors import ConfigError
+from modules.mixed_precision import checkpoint
 from modules.models.patterns import matches
 from modules.models.spaces import release_memory
 
@@ -120,7 +121,7 @@ def prepare_network(network: Any, *, mixed_precision: str) -> None:
 def enable_checkpointing(model: Model, networks: Mapping[str, Any]) -> None:
     """Recompute activations in the backward pass of every component that gradients pass through."""
     for module in _diffusers_models([*model.components().values(), *networks.values()]):
-        module.enable_gradient_checkpointing()
+        module.enable_gradient_checkpointing(checkpoint)
     reached = {path for network in networks.values() for path in network.parameter_groups()}
     for number, encoder in enumerate(model.text_encoders):
         trained = any(parameter.requires_grad for parameter in encoder.module.parameters())

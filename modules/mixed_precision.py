@@ -1,19 +1,20 @@
-"""What precision operations run in here: autocast, and its stand-in where torch has none."""
+"""The precision that operations run in: autocast's, or in an estimate that of its stand-in."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 _HALVES = (torch.float16, torch.bfloat16)
 
 
 class MetaMode(Protocol):
-    """Autocast on the meta device (`modules.meta_autocast`)."""
+    """Autocast as an estimate has it (`modules.meta_autocast`)."""
 
     dtype: torch.dtype | None
     is_suspended: bool
@@ -26,7 +27,7 @@ META_MODES: list[MetaMode] = []
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a matrix product with `x` is computed in."""
     device = x.device.type
-    if device == "meta":
+    if META_MODES:
         known = [mode.dtype for mode in META_MODES if mode.dtype and not mode.is_suspended]
         return known[-1] if known else x.dtype
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -36,8 +37,10 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def without_autocast(device: str) -> contextlib.AbstractContextManager:
     """Let everything compute in the dtype that it has."""
-    if device == "meta":
+    if META_MODES:
         return _meta(suspended=True)
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)
 
 
@@ -46,11 +49,22 @@ def with_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     device = x.device.type
     if x.dtype not in _HALVES:
         return contextlib.nullcontext()
-    if device == "meta":
+    if META_MODES:
         return _meta(suspended=False)
-    if torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or torch.is_autocast_enabled(device):
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=x.dtype)
+
+
+def checkpoint(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Checkpointing as torch's; what is computed again is so in the precision of the first time.
+
+    torch itself sees to its own autocast, not to that of an estimate.
+    """
+    if META_MODES:
+        suspended = META_MODES[-1].is_suspended
+        options["context_fn"] = lambda: (contextlib.nullcontext(), _meta(suspended=suspended))
+    return torch_checkpoint(function, *args, use_reentrant=False, **options)
 
 
 @contextlib.contextmanager
