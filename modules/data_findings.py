@@ -26,11 +26,18 @@ class Finding:
 
     text: str
     items: Sequence[str]
+    is_of_run: bool = False
+    """Of the run's length, not of the dataset."""
 
     def line(self) -> str:
         """The finding in a line, with the first items."""
-        rest = f" and {len(self.items) - _NAMED} more" if len(self.items) > _NAMED else ""
+        rest = f" and {len(self.items) - _NAMED} more" if self.is_cut else ""
         return f"{self.text}: {', '.join(self.items[:_NAMED])}{rest}"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the line leaves items out."""
+        return len(self.items) > _NAMED
 
     def paragraph(self) -> str:
         """The finding with all items, one a line."""
@@ -69,6 +76,7 @@ def find_unused(dataset: Any, sampler: BucketBatchSampler, batches: int) -> Find
         f"never used, since the run ends within its first epoch: {len(unused)} of "
         f"{int(wanted.sum())} images",
         unused,
+        is_of_run=True,
     )
 
 

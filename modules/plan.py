@@ -45,10 +45,10 @@ class Plan:
     outputs: Sequence[str]  # names of the weights in the run's folder
 
     def show(self, directory: Path, *, details: Path | None = None) -> None:
-        """Log the plan; `directory` is the run's folder, `details` takes all that is found."""
+        """Log the plan; `directory` is the run's folder, `details` takes what lines leave out."""
         for line in self.lines(directory):
             logger.info("%s", line)
-        if details is not None and self.findings:
+        if details is not None and any(f.is_cut for f in self.findings if not f.is_of_run):
             write_findings(details, self.findings)
             logger.info("data       all of these are listed in %s", details)
 

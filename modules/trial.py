@@ -12,6 +12,7 @@ from typing import Any, Self
 from modules.caption_lengths import describe_truncated
 from modules.config import Config
 from modules.contact_sheet import draw_sheets
+from modules.data_findings import write_findings
 from modules.dataset_facts import prepared_parts
 from modules.dataset_files import raise_faults
 from modules.errors import explained
@@ -67,7 +68,9 @@ def try_out(config: Config, trial: Trial) -> None:
     batch_sampler = make_batch_sampler(config, held_out.buckets, rank=0, world_size=1)
     plan = plan_run(config, parts, batch_sampler, held_out)
     directory = next_run_folder(Path(config.save.directory), str(config.save.name))
-    plan.show(directory, details=trial.report)
+    plan.show(directory)
+    if trial.report is not None:
+        write_findings(trial.report, plan.findings)
     if cut := describe_truncated(parts.model, parts.dataset):
         logger.warning("%s", cut)
     if trial.sheet is not None:

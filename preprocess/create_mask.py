@@ -117,7 +117,8 @@ def create_mask(
     made = []
     for outcome in track(outcomes, total=len(pending), description="masks"):
         made.append(outcome)
-        journal.append([outcome.entry] if outcome.entry else [])
+        if outcome.entry:
+            journal.append([outcome.entry])
     journal.rewrite()
     failed += faults + [outcome.error for outcome in made if outcome.error]
     without = len(images) - len(tasks) - len(faults)

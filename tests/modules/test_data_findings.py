@@ -106,16 +106,18 @@ def test_a_line_names_a_few_and_the_file_all(tmp_path):
 
 def test_a_run_and_a_trial_list_all(tmp_path, model_directory, capsys):
     source = photos.take(tmp_path / "photos", 3)
-    shutil.copy(source / "photo0.png", source / "again.png")
-    (source / "again.txt").write_text("a red cat", encoding="utf-8")
+    for number in range(5):
+        photos.draw(source / f"small{number}.png", seed=50 + number, size=(40, 40))
+        (source / f"small{number}.txt").write_text("a red cat", encoding="utf-8")
     data = photos.prepare(source, tmp_path / "data", model_directory)
     config = photos.write_yaml(tmp_path / "run.yaml", data=data, model=model_directory)
     report = tmp_path / "report.txt"
     assert main([config, "--check", "--report", str(report)]) == 0
-    assert "again = photo0" in report.read_text(encoding="utf-8")
+    assert "  small4 (40x40, x1.60)\n" in report.read_text(encoding="utf-8")
     assert not (tmp_path / "output").exists()
     assert main([config]) == 0
     kept = (tmp_path / "output" / "run" / "data.txt").read_text(encoding="utf-8")
     assert kept == report.read_text(encoding="utf-8")
     told = capsys.readouterr().out
-    assert "data       duplicates: 1 of 4 images have the content of another: again" in told
+    assert "so enlarged: 5 of 8 images: small0 (40x40, x1.60), small1" in told
+    assert f"listed in {tmp_path / 'output' / 'run' / 'data.txt'}" in told
