@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-USAGE = "python main.py config.yaml [key.path=value ...] [--check]"
+USAGE = "python main.py config.yaml [key.path=value ...] [--check [--contact-sheet FILE]]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,11 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "overrides", nargs="*", help="values over the file's: train.learning_rate=1e-5"
     )
     parser.add_argument("--check", action="store_true", help="show the plan, train nothing")
+    for option, what in (
+        ("--contact-sheet", "with --check: draw images and captions as training sees them: a.png"),
+        ("--report", "with --check: list all that the plan names a few of in this text file"),
+    ):
+        parser.add_argument(option, metavar="FILE", help=what)
     arguments = sys.argv[1:] if argv is None else list(argv)
     if not arguments:
         parser.print_help()
         return 2
     options = parser.parse_intermixed_args(arguments)
+    if (options.contact_sheet or options.report) and not options.check:
+        parser.error("--contact-sheet and --report are for --check")
 
     from modules.config import keep_translation, load
     from modules.errors import ConfigError, Interrupted, RunError
@@ -42,11 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_up_logging()
         if speaks:
             keep_translation(options.config, *options.overrides, check=options.check)
+        from modules.out_of_memory import out_of_memory_explained
         from modules.trainer import Trainer
+        from modules.trial import Trial
 
-        trainer = Trainer.from_config(config, check=options.check)
-        if trainer is not None:
-            trainer.train()
+        with out_of_memory_explained(config):
+            trial = Trial.writing(sheet=options.contact_sheet, report=options.report)
+            trainer = Trainer.from_config(config, check=options.check and trial)
+            if trainer is not None:
+                trainer.train()
     except (ConfigError, RunError) as error:
         if speaks:
             print(error, file=sys.stderr)

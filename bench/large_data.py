@@ -2,6 +2,7 @@
 
     python bench/large_data.py                    # 100, 10,000 and 1,000,000 images, packed
     python bench/large_data.py --single 100000    # a file for each latent and caption
+    python bench/large_data.py --noted            # with images, and what scripts note of them
 
 Latents have a few positions only: what is measured is names, not bytes. Each dataset is opened in
 a fresh process that has imported what training imports. Seconds are of the processor, so that
@@ -11,6 +12,7 @@ other work on the machine doesn't count.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -26,20 +28,27 @@ if not __package__:
 
 import numpy as np
 
+from bench.processes import peak_memory
 from modules.buckets import BucketIndex, Size
 from modules.caption_lines import FILE
 from modules.packed_latents import packed_folder
 from preprocess.latent_shards import write_shard
 
-STAGES = ("imports", "buckets.json", "dataset", "shapes", "first batch", "in all", "peak MiB")
+STAGES = (
+    *("imports", "buckets.json", "dataset", "shapes", "findings", "first batch", "in all"),
+    "peak MiB",
+)
 _BATCH_SIZE = 4
 _FACTOR = 8  # pixels of a latent position
 _SHARD = 16_384  # rows of a file: 1 GiB of SD1's latents at 512x512
 _FOLDER = 1000  # images in a folder
 
 
-def make_dataset(directory: Path, count: int, *, single: bool = False) -> None:
-    """Write a dataset of `count` images in 20 buckets, packed or a file for each of everything."""
+def make_dataset(directory: Path, count: int, *, single: bool = False, noted: bool = False) -> None:
+    """Write a dataset of `count` images in 20 buckets, packed or a file for each of everything.
+
+    `noted` adds images/, of a byte each, images.jsonl and latents/index.jsonl.
+    """
     sizes = [(_FACTOR * w, _FACTOR * h) for w in range(1, 6) for h in range(1, 5)]
     names = [f"folder_{n // _FOLDER:04d}/picture_{n:07d}" for n in range(count)]
     buckets = {size: names[place :: len(sizes)] for place, size in enumerate(sizes)}
@@ -48,6 +57,8 @@ def make_dataset(directory: Path, count: int, *, single: bool = False) -> None:
         _write_files(directory, buckets)
     else:
         _write_packed(directory, buckets)
+    if noted:
+        _write_notes(directory, buckets)
 
 
 def caption_of(name: str) -> str:
@@ -65,6 +76,7 @@ def measure(directory: Path) -> dict[str, float]:
     with _timed(took, "imports"):
         import modules.assembly  # noqa: F401
         from modules.buckets import BucketBatchSampler
+        from modules.data_findings import find_in_data
         from modules.dataset import LatentDataset
         from modules.loading import make_source, step_groups
     with _timed(took, "buckets.json"):
@@ -74,13 +86,16 @@ def measure(directory: Path) -> dict[str, float]:
         dataset.summary()
     with _timed(took, "shapes"):
         dataset.check_latent_shapes(_FACTOR, 4)
+    with _timed(took, "findings"):
+        found = find_in_data(dataset)
     with _timed(took, "first batch"):
         sampler = BucketBatchSampler(dataset.buckets, batch_size=_BATCH_SIZE)
         groups = step_groups(make_source(dataset, sampler), gradient_accumulation_steps=1)
         assert next(groups)[0].batch.names
-    took["in all"] = sum(took[stage] for stage in ("dataset", "shapes", "first batch"))
-    took |= {"images": len(dataset), "batches": len(sampler)}
-    took["peak MiB"] = _peak_memory()
+    stages = ("dataset", "shapes", "findings", "first batch")
+    took["in all"] = sum(took[stage] for stage in stages)
+    took |= {"images": len(dataset), "batches": len(sampler), "found": len(found)}
+    took["peak MiB"] = peak_memory()
     return took
 
 
@@ -121,6 +136,33 @@ def _write_packed(directory: Path, buckets: dict[Size, list[str]]) -> None:
                 file.write(json.dumps({"name": name, "captions": [caption_of(name)]}) + "\n")
 
 
+def _write_notes(directory: Path, buckets: dict[Size, list[str]]) -> None:
+    """Write what bucketing and latent.py would; of a thousand images one is another's twin."""
+    (directory / "latents").mkdir(exist_ok=True)
+    with (
+        (directory / "images.jsonl").open("w", encoding="utf-8") as images,
+        (directory / "latents" / "index.jsonl").open("w", encoding="utf-8") as latents,
+    ):
+        number = 0
+        for size, names in buckets.items():
+            for name in names:
+                path = directory / "images" / f"{name}.png"
+                if not path.parent.is_dir():
+                    path.parent.mkdir(parents=True)
+                path.write_bytes(b"x")
+                stamp = {"bytes": 1, "mtime_ns": path.stat().st_mtime_ns}
+                digest = hashlib.sha256(str(number - (number % 1000 == 999)).encode()).hexdigest()
+                entry = {
+                    **{"name": name, "source": f"{name}.jpg", "sha256": digest, **stamp},
+                    **{"original_size": size, "bucket": size},
+                    **{"resized_size": size, "crop_top_left": [0, 0]},
+                }
+                images.write(json.dumps(entry) + "\n")
+                origin = {"vae": "0" * 64, "dtype": "fp32", "image_sha256": digest}
+                latents.write(json.dumps({"name": name, **origin, **stamp}) + "\n")
+                number += 1
+
+
 @contextmanager
 def _timed(took: dict[str, float], stage: str) -> Iterator[None]:
     start = time.process_time()
@@ -132,32 +174,17 @@ def _row(label: str, values: Sequence[str]) -> str:
     return "| " + " | ".join([label, *values]) + " |"
 
 
-def _show(counts: Sequence[int], make: Callable[..., Any], *, single: bool) -> None:
+def _show(counts: Sequence[int], make: Callable[..., Any], **options: bool) -> None:
     print(_row("images", STAGES))
     print("|---" * (len(STAGES) + 1) + "|")
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
-            make(Path(folder), count, single=single)
+            make(Path(folder), count, **options)
             took = measure_afresh(Path(folder))
         cells = [
             f"{took[stage]:.0f}" if "MiB" in stage else f"{took[stage]:.2f}" for stage in STAGES
         ]
         print(_row(f"{count:,}", cells), flush=True)
-
-
-def _peak_memory() -> float:
-    """The most memory that this process had, in MiB.
-
-    What `getrusage` says on Linux begins with the peak of the process that started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = status.read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,12 +193,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("counts", nargs="*", type=int, help="numbers of images")
     parser.add_argument("--single", action="store_true", help="a file for each of everything")
+    parser.add_argument("--noted", action="store_true", help="with what scripts note of images")
     parser.add_argument("--measure", metavar="DIRECTORY", help="open this dataset alone")
     arguments = parser.parse_args(argv)
     if arguments.measure:
         print(json.dumps(measure(Path(arguments.measure))))
     else:
-        _show(arguments.counts or [100, 10_000, 1_000_000], make_dataset, single=arguments.single)
+        counts = arguments.counts or [100, 10_000, 1_000_000]
+        _show(counts, make_dataset, single=arguments.single, noted=arguments.noted)
     return 0
 
 

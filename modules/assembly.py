@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modules.caption_lengths import describe_truncated
+from modules.caption_lengths import MOST_COUNTED, describe_truncated
 from modules.changed_settings import show_changed
 from modules.checkpoint import read_progress
 from modules.component_checks import check_components
 from modules.config import Config, to_yaml
+from modules.data_findings import FILE
 from modules.dataset_contents import begin_contents
 from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.errors import explained
@@ -27,21 +28,25 @@ from modules.parts import (
     build_schedule,
 )
 from modules.plan import plan_run
-from modules.preparation import is_prepared, prepare
+from modules.prediction_check import check_prediction
+from modules.preparation import prepare
+from modules.rehearsal import is_rehearsed, rehearse
+from modules.reloading import load_again
 from modules.requests import Requests
 from modules.resume import describe_end, find_state, go_on, is_finished
 from modules.run_description import describe_run
-from modules.run_folder import check_space, first_save, next_run_folder, share_run_folder
+from modules.run_folder import check_space, first_save, share_run_folder
 from modules.run_identity import Identity, as_begun, check_config, check_identity, identify
 from modules.run_kinds import kind_of, with_sampler
 from modules.run_metadata import person_spec
 from modules.run_parts import load_parts
 from modules.schedule import Every
-from modules.sources import build_prior, build_source, make_batch_sampler
+from modules.sources import build_ledger, build_prior, build_source
 from modules.state_keeper import StateKeeper
 from modules.text_stop import TextStop, text_parameters
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
+from modules.trial import Trial, try_out
 from modules.validation_parts import build_validation, find_held_out
 
 if TYPE_CHECKING:
@@ -52,7 +57,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def assemble(config: Config, *, check: bool = False) -> Trainer | None:
+def assemble(config: Config, *, check: bool | Trial = False) -> Trainer | None:
     """Build the trainer of a config; with `check` only show what it would do.
 
     Raises:
@@ -70,18 +75,7 @@ def assemble(config: Config, *, check: bool = False) -> Trainer | None:
     if not check:
         accelerator = create_accelerator(config.train.mixed_precision)
         return _assemble_run(config, accelerator, state)
-    if config.prepare and not is_prepared(config):
-        listed = "".join(f"\n  {step.module}" for step in config.prepare)
-        logger.info("the dataset is not there yet; a run begins by preparing it:%s", listed)
-        return None
-    parts = load_parts(config, weights=False)
-    held_out = find_held_out(config, parts)
-    batch_sampler = make_batch_sampler(config, held_out.buckets, rank=0, world_size=1)
-    plan = plan_run(config, parts, batch_sampler, held_out)
-    show_changed(config)
-    plan.show(next_run_folder(Path(config.save.directory), str(config.save.name)))
-    if cut := describe_truncated(parts.model, parts.dataset):
-        logger.warning("%s", cut)
+    try_out(config, Trial() if check is True else check)
     return None
 
 
@@ -93,7 +87,11 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     source = build_source(
         config, config.dataset, parts.dataset, accelerator, buckets=held_out.buckets
     )
-    plan = plan_run(config, parts, source.batch_sampler, held_out)
+    plan_it = partial(plan_run, config, parts, source.batch_sampler, held_out)
+    plan = explained("dataset", plan_it)
+    count = partial(describe_truncated, parts.model, parts.dataset, most=MOST_COUNTED)
+    if is_main and (cut := explained("dataset", count)):
+        logger.warning("%s", cut)
     prepare_modules(
         parts.model,
         parts.networks,
@@ -104,6 +102,14 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     set_attention(parts.model, parts.networks, train.attention)
     if train.tome_ratio:
         explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
+    if state is None:
+        check = partial(
+            check_prediction,
+            *(parts, accelerator),
+            batch_size=train.batch_size,
+            is_told=config.objective.module is not None,
+        )
+        explained("model", check)
     optimizer = explained("optimizer", lambda: build_optimizer(config, parts.groups))
     saver = explained("save", lambda: build_saver(config))
     if is_main and state is None:
@@ -133,7 +139,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     metadata = describe_run(config, parts, plan, accelerator, given=given, contents=contents)
     if is_main:
         show_changed(config)
-        plan.show(directory)
+        plan.show(directory, details=directory / FILE)
         settings = to_yaml(as_begun(config))
         write_atomically(directory / "config.yaml", settings)
         start_trackers(
@@ -167,6 +173,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         saver=saver if is_main else NoSaves(),
         keeper=_keeper(config, directory, accelerator),
         validation=build_validation(config, held_out, parts.objective, writes=is_main),
+        coverage=build_ledger(source, plan, parts.dataset, directory, accelerator),
         identity=identity,
         sampler=parts.sampler if is_main else NoSamples(),
         max_train_steps=plan.max_train_steps,
@@ -178,10 +185,12 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         seed=train.seed,
         metadata=metadata,
     )
-    own = {"saver": trainer.saver, "sampler": trainer.sampler, "validation": trainer.validation}
+    own = {name: getattr(trainer, name) for name in ("saver", "sampler", "validation", "coverage")}
     trainer.stateful |= {n: p for n, p in own.items() if hasattr(p, "state_dict")}
     if state is not None:
         explained("train.resume", lambda: go_on(trainer, state))
+    if is_rehearsed(train.rehearse, trainer):
+        rehearse(trainer, reload=partial(load_again, config=config), is_new=state is None)
     return trainer
 
 

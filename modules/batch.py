@@ -24,6 +24,7 @@ class Sample:
     loss_weight: float = 1.0  # of this image beside others
     text: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    index: int | None = None  # with which it was asked for, where a run reads it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Batch:
 
     captions: list[str]
     names: list[str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)  # of its images, where a run reads them
     pixel_values: Tensor | None = None  # (B, 3, H, W) in [-1, 1]
     latents: Tensor | None = None  # (B, C, h, w), unscaled VAE output
     mask: Tensor | None = None  # (B, 1, h, w), weight of each position in the loss
@@ -59,6 +61,7 @@ class Batch:
             repeated,
             captions=[caption for caption in self.captions for _ in range(count)],
             names=[name for name in self.names for _ in range(count)],
+            indices=[index for index in self.indices for _ in range(count)],
         )
 
     def weigh(self, losses: Tensor) -> Tensor:
@@ -88,6 +91,29 @@ class DenoiserInputs:
             return self.sample
         return torch.cat([self.sample, self.side_channels.to(self.sample.dtype)], dim=1)
 
+    def to(self, dtype: torch.dtype) -> DenoiserInputs:
+        """Return the same with sample, text and residuals in a dtype.
+
+        Times and sizes stay as they are: in half precision they would be others.
+        """
+        return replace(
+            self,
+            sample=self.sample.to(dtype),
+            encoder_hidden_states=self.encoder_hidden_states.to(dtype),
+            residuals=_cast(self.residuals, dtype),
+        )
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Tensors of floats in a dtype, in whatever mapping or list."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {key: _cast(each, dtype) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_cast(each, dtype) for each in value)
+    return value
+
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one bucket to a batch.
@@ -106,6 +132,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(
         captions=[sample.caption for sample in samples],
         names=[sample.name for sample in samples],
+        indices=[sample.index for sample in samples if sample.index is not None],
         pixel_values=_stack(samples, "pixel_values", [s.pixel_values for s in samples]),
         latents=_stack(samples, "latents", [s.latents for s in samples]),
         mask=_stack(samples, "mask", masks),

@@ -152,12 +152,12 @@ class BucketBatchSampler:
         self.world_size = world_size
         self.epoch = 0
         self.start_batch = 0
-        self._buckets = [np.asarray(bucket, dtype=np.int64) for bucket in buckets if len(bucket)]
+        self.buckets = [np.asarray(bucket, dtype=np.int64) for bucket in buckets if len(bucket)]
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, the same for every rank."""
         size = self.batch_size * self.world_size
-        return sum(-(-len(bucket) // size) for bucket in self._buckets)
+        return sum(-(-len(bucket) // size) for bucket in self.buckets)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this rank's share of the current epoch's batches, from `start_batch` on."""
@@ -174,9 +174,9 @@ class BucketBatchSampler:
         """Return the batches of an epoch, each with the images of all ranks."""
         size = self.batch_size * self.world_size
         rng = np.random.default_rng([self.seed, epoch])
-        order = [rng.permutation(each) if self.shuffle else each for each in self._buckets]
+        order = [rng.permutation(each) if self.shuffle else each for each in self.buckets]
         starts, first = [], 0
-        for bucket in self._buckets:
+        for bucket in self.buckets:
             starts.append(np.arange(first, first + len(bucket), size))
             first += len(bucket)
         starts.append(np.array([first]))

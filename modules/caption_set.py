@@ -10,6 +10,7 @@ from modules.caption_text import CaptionProcessor
 from modules.captions import CaptionFiles
 from modules.dataset_files import list_names
 from modules.repeats import folder_words
+from modules.side_inputs import describe_missing
 from modules.store import Store
 
 
@@ -42,6 +43,18 @@ class CaptionSet:
     def missing(self) -> list[str]:
         """Names of images without a caption."""
         return [name for name in self._unwritten if not self._words(name)]
+
+    @property
+    def idle(self) -> list[str]:
+        """Caption files that are no image's."""
+        return [] if self._files is None else self._files.idle
+
+    def find_missing(self) -> Iterator[str]:
+        """Yield a fault if images have no caption."""
+        if missing := self.missing:
+            advice = "add captions/<name>.txt or .caption, or set allow_missing_captions: true"
+            total = len(self._names)
+            yield describe_missing("captions", missing, total=total, advice=advice)
 
     def draw(self, number: int, epoch: int) -> str:
         """The final caption of an image in an epoch."""

@@ -44,11 +44,17 @@ class CaptionFiles:
         self._kinds: list[tuple[str, str] | None] = [None]  # folder and suffix
         self._places = np.zeros(len(names), dtype=np.uint8)  # each image's kind
         self._lines: CaptionLines | None = None
+        self.idle: list[str] = []
+        """Files in captions/ that are no image's."""
         left: Sequence[int] = range(len(names))
         for folder in _FOLDERS:
             if left:
                 found = store.files_by_name(folder, CAPTION_SUFFIXES)
+                before = len(left)
                 left = [number for number in left if not self._place(number, folder, found)]
+                if folder == _FOLDERS[0] and before - len(left) < len(found):
+                    strange = found.keys() - set(names)
+                    self.idle = sorted(f"{folder}/{name}{found[name]}" for name in strange)
             if left and folder == _FOLDERS[0] and store.is_file(FILE):
                 self._lines = CaptionLines(store, names)
                 self._places[(self._places == 0) & self._lines.known] = _IN_LINES

@@ -15,7 +15,7 @@ from modules.dataset_folder import find_dataset_images, flipped_folder
 from modules.images import open_image, read_size, to_tensor
 from modules.latent_folder import LatentFolder
 from modules.prepared_dataset import PreparedDataset
-from modules.side_inputs import Grid
+from modules.side_inputs import Grid, describe_missing
 from modules.store import refuse_remote
 from modules.transform import Transform
 
@@ -48,13 +48,18 @@ class LatentDataset(PreparedDataset):
                 )
         for folder in self._folders.values():
             if missing := folder.missing:
-                yield self.describe(folder.name, missing, f"run {folder.maker}")
+                yield describe_missing(
+                    folder.name, missing, total=len(self), advice=f"run {folder.maker}"
+                )
         if self.augmentation.flip and (strange := self._find_strange()):
             yield (
                 f"{_FLIPPED}: {len(strange)} of {len(self)} are of another VAE, precision or image "
                 f"than those in {_LATENTS}: {list_names(strange)}; run "
                 f"{self._folders[_FLIPPED].maker}"
             )
+
+    def noted_folders(self) -> list[str]:
+        return [*self._folders, *super().noted_folders()]
 
     def knows_shape(self, name: str) -> bool:
         return all(folder.is_packed(name) for folder in self._folders.values())
@@ -78,9 +83,8 @@ class LatentDataset(PreparedDataset):
 
     def _find_strange(self) -> list[str]:
         """Name images whose two latents were not made alike, by the notes of their script."""
-        plain, mirrored = (folder.read_origins() for folder in self._folders.values())
-        differ = (plain != mirrored) & (plain != 0) & (mirrored != 0)
-        return [self.names[number] for number in np.flatnonzero(differ).tolist()]
+        plain, mirrored = self.notes[:2]
+        return [self.names[number] for number in np.flatnonzero(plain.differs(mirrored)).tolist()]
 
 
 class ImageDataset(PreparedDataset):
@@ -100,7 +104,8 @@ class ImageDataset(PreparedDataset):
     def missing_images(self) -> Iterator[str]:
         missing = [name for name in self.names if name not in self._files]
         if missing:
-            yield self.describe("images", missing, "run preprocess/bucketing.py")
+            advice = "run preprocess/bucketing.py"
+            yield describe_missing("images", missing, total=len(self), advice=advice)
 
     def image_misfit(self, name: str, size: Size, grid: Grid) -> tuple[str, str, str] | None:
         if (found := read_size(self._files[name])) == size:

@@ -14,6 +14,9 @@ RESULTS = (
 )
 """Folders of a dataset, where no source images are looked for."""
 
+LATENTS = ("latents", "latents_flipped")
+"""Folders of cached latents."""
+
 
 def flipped_folder(latents: Path) -> Path:
     """Where the latents of mirrored images are, beside those of the images as they are."""

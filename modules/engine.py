@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,9 @@ from modules.batch import Batch
 from modules.console import OUR_LOGGERS
 from modules.errors import ConfigError
 from modules.meeting import PATIENCE, meet
+from modules.mixed_precision import checkpoint
 from modules.models.patterns import matches
+from modules.models.spaces import release_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,7 +79,8 @@ def prepare_modules(
     """Move everything to the device and set modes and dtypes.
 
     Trained parameters stay in float32. A component of which nothing is trained takes the compute
-    dtype. The VAE is never in float16, where it overflows.
+    dtype, and the denoiser then computes in it without autocast. The VAE is never in float16, where
+    it overflows.
     """
     compute_dtype = _COMPUTE_DTYPES[mixed_precision]
     vae_dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
@@ -87,19 +91,38 @@ def prepare_modules(
         module.to(device, torch.float32 if trained else frozen_dtype)
         module.train(trained)
     for network in networks.values():
-        network.to(device)
-        if not any(parameter.requires_grad for parameter in network.parameters()):
-            for part in _diffusers_models([network]):
-                part.to(compute_dtype)
-        network.train(any(parameter.requires_grad for parameter in network.parameters()))
+        prepare_network(network.to(device), mixed_precision=mixed_precision)
+    model.denoiser_dtype = own_dtype(model, networks)
     if gradient_checkpointing:
         enable_checkpointing(model, networks)
+
+
+def own_dtype(model: Model, networks: Mapping[str, Any]) -> torch.dtype | None:
+    """The half precision of a frozen denoiser that needs no autocast, which casts in every layer.
+
+    A network that works inside of the denoiser must follow its dtype.
+    """
+    denoiser = getattr(model, "denoiser", None)
+    if denoiser is None or any(p.requires_grad for p in denoiser.parameters()):
+        return None
+    dtypes = {p.dtype for p in denoiser.parameters()}
+    follow = all(getattr(network, "follows_dtype", False) for network in networks.values())
+    return dtypes.pop() if follow and dtypes in ({torch.float16}, {torch.bfloat16}) else None
+
+
+def prepare_network(network: Any, *, mixed_precision: str) -> None:
+    """Set a network's mode, and the compute dtype where nothing of it is trained."""
+    trained = any(parameter.requires_grad for parameter in network.parameters())
+    if not trained:
+        for part in _diffusers_models([network]):
+            part.to(_COMPUTE_DTYPES[mixed_precision])
+    network.train(trained)
 
 
 def enable_checkpointing(model: Model, networks: Mapping[str, Any]) -> None:
     """Recompute activations in the backward pass of every component that gradients pass through."""
     for module in _diffusers_models([*model.components().values(), *networks.values()]):
-        module.enable_gradient_checkpointing()
+        module.enable_gradient_checkpointing(checkpoint)
     reached = {path for network in networks.values() for path in network.parameter_groups()}
     for number, encoder in enumerate(model.text_encoders):
         trained = any(parameter.requires_grad for parameter in encoder.module.parameters())
@@ -107,6 +130,16 @@ def enable_checkpointing(model: Model, networks: Mapping[str, Any]) -> None:
         if trained or any(matches(path, own) for path in reached):
             encoder.module.activation_checkpointing_enable()
             encoder.module.train()  # transformers checkpoints in training mode only
+
+
+@contextlib.contextmanager
+def memory_returned(device: torch.device) -> Iterator[None]:
+    """Give back what was needed for a while alone; a failed action's tensors too, once it is over.
+
+    Only that it fragments less: torch would use the memory again, but in blocks of other sizes.
+    """
+    yield
+    release_memory(device)
 
 
 class LossModule(nn.Module):

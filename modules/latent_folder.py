@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from modules.dataset_files import parse_array, parse_shape
-from modules.files import parse_lines
 from modules.packed_latents import PackedLatents
 from modules.store import Store
 
@@ -65,22 +64,6 @@ class LatentFolder:
         yield from self._packed.files()
         single = (name for name in self._names if name not in self._packed)
         yield from (self.file(name) for name in single)
-
-    def read_origins(self) -> np.ndarray:
-        """Return a number for each image that stands for what made its latents, 0 if not known.
-
-        VAE, precision and the image's content, by the notes of their script.
-        """
-        origins = np.zeros(len(self._names), dtype=np.int64)
-        file = f"{self.name}/index.jsonl"
-        if not self._store.is_file(file):
-            return origins
-        numbers = {name: number for number, name in enumerate(self._names)}
-        for note in parse_lines(self._store.lines(file), f"{self._store}/{file}"):
-            if (number := numbers.get(note["name"])) is not None:
-                made = tuple(note.get(key) for key in ("vae", "dtype", "image_sha256"))
-                origins[number] = hash(made) or 1
-        return origins
 
     def _read_file(self, name: str, end: int | None = None) -> bytes:
         file = self.file(name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from modules.batch import Batch, collate
+from modules.batch import Batch, Sample, collate
 from modules.buckets import BucketBatchSampler
 from modules.errors import RunError
 from modules.randomness import ReseededDataset
@@ -24,6 +24,7 @@ class Part:
     batch: Batch
     images: int  # on all ranks
     weight: float  # of the sum of this rank's losses
+    indices: Sequence[int] = ()  # of this rank's images that count; none of class images
 
 
 Group = list[Part]
@@ -44,8 +45,7 @@ class Source:
         epoch, first = divmod(start, len(self.batch_sampler))
         while True:
             self.batch_sampler.set_epoch(epoch, first)
-            if hasattr(self.loader.dataset, "set_epoch"):
-                self.loader.dataset.set_epoch(epoch)
+            self.loader.dataset.set_epoch(epoch)
             planned = self.batch_sampler.plan(epoch)
             for number, batch in enumerate(self._read(), start=first):
                 _, is_real = self.batch_sampler.share(planned[number])
@@ -64,6 +64,13 @@ class Source:
         except (ValueError, OSError) as error:  # a worker's message has its whole traceback
             raise RunError(f"dataset: {str(error).strip().splitlines()[-1]}") from error
 
+    def trial(self, planned: Sequence[int], *, batches: int) -> Group:
+        """A step of so many times one batch, outside of all epochs and read by this process."""
+        indices, is_real = self.batch_sampler.share(planned)
+        batch = collate([self.loader.dataset[index] for index in indices])
+        one = _Drawn(batch, len(planned) * self.repeats, is_real, ends_epoch=False)
+        return self.weigh([one] * batches)
+
     def weigh(self, drawn: Sequence[_Drawn]) -> Group:
         """Give each batch the weight with which the losses' sum is their mean over all images.
 
@@ -73,7 +80,10 @@ class Source:
         images = sum(one.images for one in drawn)
         ranks = self.batch_sampler.world_size  # over which gradients are averaged
         factor = self.weight * ranks / images
-        return [Part(one.batch, one.images, one.is_real * factor) for one in drawn]
+        return [
+            Part(one.batch, one.images, one.is_real * factor, one.batch.indices * one.is_real)
+            for one in drawn
+        ]
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,9 @@ def make_source(
 ) -> Source:
     """A source over a dataset; worker processes live as long as it does."""
     loader = DataLoader(
-        ReseededDataset(dataset, seed=batch_sampler.seed) if num_workers else dataset,
+        IndexedDataset(
+            ReseededDataset(dataset, seed=batch_sampler.seed) if num_workers else dataset
+        ),
         batch_sampler=batch_sampler,  # type: ignore[arg-type]
         collate_fn=collate,
         num_workers=num_workers,
@@ -105,6 +117,24 @@ def make_source(
         pin_memory=pin_memory,
     )
     return Source(loader=loader, batch_sampler=batch_sampler, weight=weight, repeats=repeats)
+
+
+class IndexedDataset(Dataset):
+    """A dataset whose samples know with which index they were asked for."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(self.dataset[index], index=index)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, if the dataset asks."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
 
 
 def _ignore_interrupts(_worker: int) -> None:
@@ -134,6 +164,7 @@ def step_groups(
         if len(drawn) == gradient_accumulation_steps or one.ends_epoch:
             group = source.weigh(drawn)
             if prior is not None:
-                group += prior.weigh(list(islice(beside, len(drawn))))
+                weighed = prior.weigh(list(islice(beside, len(drawn))))
+                group += [replace(part, indices=()) for part in weighed]
             yield group
             drawn = []

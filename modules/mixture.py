@@ -95,12 +95,12 @@ class Mixture(Dataset[Sample]):
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        part, own = self._find(index)
+        part, own = self.find_part(index)
         return part.mark(part.dataset[own])
 
     def whole_sample(self, index: int) -> Sample:
         """Return an image with nothing left to chance, as far as its dataset can."""
-        part, own = self._find(index)
+        part, own = self.find_part(index)
         return part.mark(whole_sample(part.dataset, own))
 
     def first_samples(self) -> list[Sample]:
@@ -114,14 +114,14 @@ class Mixture(Dataset[Sample]):
 
     def caption(self, index: int) -> str:
         """Return the final caption of an image in the current epoch."""
-        part, own = self._find(index)
+        part, own = self.find_part(index)
         return (
             part.dataset.caption(own) if hasattr(part.dataset, "caption") else self[index].caption
         )
 
     def whole_caption(self, index: int) -> str:
         """Return an image's caption with nothing left to chance."""
-        part, own = self._find(index)
+        part, own = self.find_part(index)
         whole = getattr(part.dataset, "whole_caption", None)
         return whole(own) if whole else self[index].caption
 
@@ -206,7 +206,7 @@ class Mixture(Dataset[Sample]):
         """
         self._check("check_text_cache", model, networks)
 
-    def _find(self, index: int) -> tuple[Part, int]:
+    def find_part(self, index: int) -> tuple[Part, int]:
         """The dataset of an image, and the image's index there."""
         time, number = divmod(index, len(self.names))
         part = self.parts[bisect_right(self._starts, number) - 1]

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from modules.batch import Batch, DenoiserInputs, collate
+from modules.batch import Batch, DenoiserInputs, Sample, collate
+from modules.guides import spread, whole_sample
 from modules.models.base import DiffusionModel
 from modules.objectives import make_scheduler
+from modules.protocols import Network
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +20,16 @@ _FIRST_SEED = 0x5EED0000  # none that a dataset may have drawn its own noise wit
 _LEAST_RATIO = 1.5  # of the larger loss to the smaller; below it neither is believed
 
 
-@torch.no_grad()
 def measure_losses(model: DiffusionModel, batch: Batch, *, seed: int = 0) -> dict[str, float]:
-    """The mean squared error of the model's prediction as noise and as velocity.
+    """The mean squared error of the model's prediction as noise and as velocity."""
+    return {name: loss for name, (loss, _) in measure(model, batch, seed=seed).items()}
+
+
+@torch.no_grad()
+def measure(
+    model: DiffusionModel, batch: Batch, *, seed: int = 0, networks: Iterable[Network] = ()
+) -> dict[str, tuple[float, float]]:
+    """By type, the mean squared error of the prediction, and that of predicting nothing at all.
 
     Timesteps are drawn from the middle of the schedule: near its beginning noise and velocity are
     one, near its end even a good model's velocity is wrong. A trained model's own loss is a
@@ -36,15 +45,15 @@ def measure_losses(model: DiffusionModel, batch: Batch, *, seed: int = 0) -> dic
     timesteps = (places * len(alphas_cumprod)).long().to(clean.device)
     alpha_bar = alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
     signal, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    prediction = model.denoise(
-        DenoiserInputs(
-            sample=signal * clean + sigma * noise,
-            timestep=timesteps,
-            **conditions,
-        )
-    ).float()
+    inputs = DenoiserInputs(sample=signal * clean + sigma * noise, timestep=timesteps, **conditions)
+    for network in networks:
+        inputs = network.condition(inputs, batch)
+    prediction = model.denoise(inputs).float()
     targets = {"epsilon": noise, "v_prediction": signal * noise - sigma * clean}
-    return {name: (prediction - target).square().mean().item() for name, target in targets.items()}
+    return {
+        name: ((prediction - target).square().mean().item(), target.float().square().mean().item())
+        for name, target in targets.items()
+    }
 
 
 def settle_prediction(model: DiffusionModel, batches: Callable[[], Iterable[Batch]]) -> None:
@@ -75,10 +84,26 @@ def settle_prediction(model: DiffusionModel, batches: Callable[[], Iterable[Batc
     logger.info("%s: predicts %s by %s", model.path, better, model.prediction_source)
 
 
-def sample_batches(dataset: Any, *, count: int = 4) -> list[Batch]:
-    """Some images of a dataset, spread over it, each as a batch: their sizes may differ."""
-    step = max(1, len(dataset) // count)
-    return [collate([dataset[number]]) for number in range(0, len(dataset), step)][:count]
+def sample_batches(dataset: Any, *, count: int = 8, most: int = 1) -> list[Batch]:
+    """Some images of a dataset, spread over it, in batches of at most so many of one size."""
+    groups: dict[tuple[int, ...], list[Sample]] = {}
+    for number in spread(count, len(dataset)):
+        sample = whole_sample(dataset, number)
+        tensors = (sample.latents, sample.pixel_values)
+        groups.setdefault(tuple(next(t.shape for t in tensors if t is not None)), []).append(sample)
+    return [
+        batch
+        for samples in groups.values()
+        for start in range(0, len(samples), most)
+        for batch in _collate(samples[start : start + most])
+    ]
+
+
+def _collate(samples: list[Sample]) -> list[Batch]:
+    try:
+        return [collate(samples)]
+    except ValueError:  # they hold different things
+        return [collate([sample]) for sample in samples]
 
 
 def grey_batches(model: DiffusionModel, caption: str, *, count: int = 4) -> list[Batch]:

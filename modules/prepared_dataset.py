@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,12 +15,15 @@ from torch.utils.data import Dataset
 from modules.augmentation import Augmentation
 from modules.batch import Sample
 from modules.buckets import BucketIndex, Size
+from modules.cache_notes import CacheNotes
 from modules.caption_set import CaptionSet
 from modules.caption_text import CaptionProcessor
 from modules.dataset_files import Kind, raise_faults, read_geometry, read_origin
+from modules.image_records import ImageRecords
 from modules.repeats import FOLDERS, Repeats
 from modules.shape_check import find_odd_files
-from modules.side_inputs import Grid, SideInputs, describe_missing
+from modules.side_inputs import Grid, SideInputs
+from modules.stale_files import check_freshness
 from modules.store import open_store, refuse_remote
 from modules.text_cache import open_text_cache
 from modules.transform import Transform
@@ -32,16 +36,14 @@ class PreparedDataset(Dataset[Sample]):
     """What is read of a prepared directory beside the images: buckets.json, captions, side inputs.
 
     `path` is a directory or an address that fsspec knows. A subclass says what is read of images.
-
-    `len` counts images; those that `repeats` lets come again in an epoch have further indices in
-    `buckets`.
+    `len` counts images; those that `repeats` lets come again have further indices in `buckets`.
     Captions are as `modules.caption_text.CaptionProcessor` says; `prompt` stands for all of them.
     `extras` names the side inputs: `{control: image}` reads control/<name>.png as (3, H, W) in
     0..1, `{pfg: npz}` the array in pfg/<name>.npz.
     `normalize_mask` divides each mask by its mean, so that an image of which little is trained
     counts as much as others. `text_cache` reads the text encoders' outputs from text/ where all
-    captions are as cached. `flip` to `color_jitter` are as `modules.augmentation.Augmentation`
-    says; masks and guide images go the way of their image, arrays stay as they are.
+    captions are as cached; `allow_stale` trains on files of images that were edited since. `flip`
+    to `color_jitter` are `modules.augmentation.Augmentation`'s, which masks and guides follow.
 
     Raises:
         ValueError: an argument is wrong or files are missing; lists all that is.
@@ -68,6 +70,7 @@ class PreparedDataset(Dataset[Sample]):
         normalize_mask: bool = False,
         extras: Mapping[str, Kind] | None = None,
         allow_missing_captions: bool = False,
+        allow_stale: bool = False,
         text_cache: bool = False,
         flip: float = 0.0,
         crop_jitter: float = 0.0,
@@ -77,9 +80,9 @@ class PreparedDataset(Dataset[Sample]):
     ) -> None:
         self.store = open_store(path)
         self.path = Path(path)  # for what is read of local datasets only
-        self.index_file = metadata
-        wanted = {"mask": mask, "extras": extras, "text_cache": text_cache}
-        refuse_remote(self.store, [feature for feature, value in wanted.items() if value])
+        self.index_file, self.allow_stale = metadata, allow_stale
+        local = {"mask": mask, "extras": extras, "text_cache": text_cache}
+        refuse_remote(self.store, [feature for feature, value in local.items() if value])
         process = CaptionProcessor(
             prefix=prefix,
             suffix=suffix,
@@ -105,7 +108,7 @@ class PreparedDataset(Dataset[Sample]):
                 self.names.extend(names)
         self.repeats = Repeats(self.path, self.names, repeats)
         self.buckets = [self.repeats.spread(images) for images in self.images]  # indices
-        # Workers that live longer than an epoch see it change, since they share this memory.
+        # Workers that live longer than an epoch see it change: they share this memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._seed = seed
         self.side_inputs = SideInputs(
@@ -116,19 +119,25 @@ class PreparedDataset(Dataset[Sample]):
         self.captions = CaptionSet(
             self.store, self.names, process=process, prompt=prompt, by_folder=by_folder, seed=seed
         )
-        faults = [*self.missing_images(), *self.side_inputs.find_missing()]
-        if not allow_missing_captions and (missing := self.captions.missing):
-            advice = "add captions/<name>.txt or .caption, or set allow_missing_captions: true"
-            faults.append(self.describe("captions", missing, advice))
-        raise_faults(self.store, faults)
-        self.text = (
-            open_text_cache(self.path / "text", self.names, self.captions) if text_cache else None
-        )
+        self.notes = [CacheNotes(self.store, each, self.names) for each in self.noted_folders()]
+        texts = () if allow_missing_captions else self.captions.find_missing()
+        raise_faults(self.store, [*self.missing_images(), *self.side_inputs.find_missing(), *texts])
+        check_freshness(self)
+        self.text = open_text_cache(self) if text_cache else None
 
     @property
     def provides(self) -> frozenset[str]:
         """Name what samples hold beside latents and caption, for networks to ask for."""
         return self.side_inputs.keys
+
+    @cached_property
+    def records(self) -> ImageRecords:
+        """What images.jsonl says of the images."""
+        return ImageRecords(self.store, self.names)
+
+    def noted_folders(self) -> list[str]:
+        """Name the folders of files that were made of images, as their scripts note."""
+        return sorted(self.provides)
 
     def read_geometry(self) -> bool:
         """Let samples tell the sizes and crops of images from now on; say if they are known."""
@@ -158,7 +167,7 @@ class PreparedDataset(Dataset[Sample]):
         raise TypeError(f"{type(self).__name__} reads no images")
 
     def __getitem__(self, index: int) -> Sample:
-        return self._read(index, self.caption(index), self._draw_transform(index))
+        return self._read(index, self.caption(index), self.draw_transform(index))
 
     def whole_sample(self, index: int) -> Sample:
         """Return an image with nothing left to chance: to be looked at."""
@@ -191,9 +200,7 @@ class PreparedDataset(Dataset[Sample]):
         return False
 
     def check_latent_shapes(self, vae_scale_factor: int, latent_channels: int) -> None:
-        """Compare images, masks and side images with their buckets, by their headers alone.
-
-        Of more than `modules.shape_check.MOST_CHECKED` images only so many files are opened.
+        """Compare images, masks and side images with their buckets, as `find_odd_files` does.
 
         Raises:
             ValueError: lists those that differ.
@@ -202,8 +209,8 @@ class PreparedDataset(Dataset[Sample]):
 
     def check_every_shape(self, vae_scale_factor: int, latent_channels: int) -> None:
         """Do as `check_latent_shapes` with every file, however many there are."""
-        faults = find_odd_files(self, vae_scale_factor, latent_channels, most=len(self))
-        raise_faults(self.store, [*faults])
+        sizes = (vae_scale_factor, latent_channels)
+        raise_faults(self.store, [*find_odd_files(self, *sizes, most=len(self))])
 
     def check_text_cache(self, model: DiffusionModel, networks: Mapping[str, Any]) -> None:
         """Check that cached text is what `model` with `networks` would make of the captions.
@@ -214,8 +221,9 @@ class PreparedDataset(Dataset[Sample]):
         if self.text is not None:
             self.text.check(model, networks)
 
-    def _draw_transform(self, index: int) -> Transform:
-        # As for captions: not of workers or a resume, and apart from other draws of this seed.
+    def draw_transform(self, index: int) -> Transform:
+        """Return what is done to an image in the current epoch."""
+        # Not of workers or a resume, and apart from other draws of this seed.
         rng = np.random.default_rng([self._seed, int(self._epoch), index, 0xA06])
         return self.augmentation.draw(rng)
 
@@ -224,11 +232,8 @@ class PreparedDataset(Dataset[Sample]):
         name = self.names[number]
         original, corner = None, None
         if self.geometry is not None:
-            height, width, *place = self.geometry[number].tolist()
-            original = (height, width)
-            corner = transform.corner(
-                (place[0], place[1]), original=(width, height), size=self._size(number)
-            )
+            place = self.geometry[number].tolist()
+            original, corner = transform.geometry(place, size=self._size(number))
         return Sample(
             name=name,
             caption=caption,
@@ -241,10 +246,5 @@ class PreparedDataset(Dataset[Sample]):
         )
 
     def _size(self, number: int) -> Size:
-        """Return width and height of an image's bucket."""
-        pairs = zip(self.bucket_sizes, self.images, strict=True)
+        pairs = zip(self.bucket_sizes, self.images, strict=True)  # of each bucket
         return next(size for size, images in pairs if number in images)
-
-    def describe(self, kind: str, missing: list[str], advice: str) -> str:
-        """Say which images lack what."""
-        return describe_missing(kind, missing, total=len(self), advice=advice)

@@ -54,8 +54,10 @@ class Network(Protocol):
     dataset gives, `describe(model)`, the metadata of its files, `file_kind`, what ModelSpec calls
     them ("lora"), `verify(path, *, dtype)`, which reads what `save` wrote again, raises ValueError
     if it is not what is live, and returns a `modules.verification.Verified`, `after_step()`, called
-    after each optimizer step, and by pattern of its parameters' paths `rate_factors`, what their
-    learning rate is multiplied by, and `undecayed`, those that are kept from weight decay.
+    after each optimizer step, `follows_dtype`, True if what it does inside of the denoiser's layers
+    is right in half precision without autocast, and by pattern of its parameters' paths
+    `rate_factors`, what their learning rate is multiplied by, and `undecayed`, those that are kept
+    from weight decay.
     """
 
     requires: Sequence[str]  # keys of Batch.extras
@@ -85,6 +87,7 @@ class Run(Protocol):
     directory: Path  # the run's folder
     step: int  # finished optimizer steps
     steps_per_epoch: int
+    max_train_steps: int
     model: Any  # modules.models.base.DiffusionModel
     networks: dict[str, Network]
     trained_base: dict[str, Parameter]  # of the base model, by module path
@@ -114,12 +117,20 @@ class Run(Protocol):
 
 
 class Saver(Protocol):
-    """Writes weights."""
+    """Writes weights.
+
+    It may also have `rehearse(run)`, which writes all that it would write at the end into the run's
+    folder, raises if that fails, changes nothing of itself, and returns how many saves are to come.
+    """
 
     def save_if_due(self, run: Run, *, last: bool) -> None: ...
 
 
 class Sampler(Protocol):
-    """Draws validation images."""
+    """Draws validation images.
+
+    It may also have `rehearse(run)`, which draws one, keeps nothing and changes nothing of itself,
+    and returns how many are to come.
+    """
 
     def sample_if_due(self, run: Run, *, last: bool) -> None: ...

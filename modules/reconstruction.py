@@ -14,7 +14,7 @@ from modules.batch import Batch
 from modules.component import build
 from modules.errors import RunError
 from modules.losses import absolute_error, squared_error
-from modules.models.spaces import full_precision
+from modules.mixed_precision import without_autocast
 from modules.numbers import NonNegative
 from modules.objectives import masked_mean
 
@@ -101,7 +101,7 @@ class PerceptualDistance:
         """
         if isinstance(self.network, torch.nn.Module):
             self.network.to(images.device)  # where it is from the second call on
-        with full_precision(images.device):
+        with without_autocast(images.device.type):
             distance = self.network(images, others)
         if distance.ndim == 0 or len(distance) != len(images):
             raise RunError(

@@ -15,9 +15,11 @@ from modules.files import files_by_name
 from modules.grids import make_sheet
 from modules.guides import spread, whole_sample
 from modules.images import IMAGE_SUFFIXES, open_image, to_tensor
-from modules.models.spaces import full_precision, to_pictures
+from modules.mixed_precision import without_autocast
+from modules.models.spaces import to_pictures
 from modules.picture_settings import read_pngs, save_png
 from modules.protocols import Run
+from modules.samplers import grids_to_come
 from modules.schedule import Every
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,12 @@ class ReconstructionSampler:
             path = compared
         logger.info("PSNR of %d reconstructions: %.2f dB; images: %s", len(measured), mean, path)
 
+    def rehearse(self, run: Run) -> int:
+        """Reconstruct the first image and keep nothing; returns how many are to come."""
+        self.reconstruct(run, most=1)
+        grids = grids_to_come(run, self._every, at_start=self.at_start)
+        return len(self.images) * grids
+
     def state_dict(self) -> dict[str, Any]:
         """What the comparison at the end needs, for a run that is resumed."""
         return {"earlier": self._earlier}
@@ -110,15 +118,17 @@ class ReconstructionSampler:
         self._earlier = list(state["earlier"])
 
     @torch.no_grad()
-    def reconstruct(self, run: Run) -> tuple[list[Image.Image], list[float]]:
+    def reconstruct(
+        self, run: Run, *, most: int | None = None
+    ) -> tuple[list[Image.Image], list[float]]:
         """Reconstructions by the posterior's mean, in full precision, and the PSNR of each."""
-        vae = run.model.vae
+        vae, images = run.model.vae, list(self.images.values())[:most]
         found = []
-        with run.sampled_weights(), full_precision(vae.device):
-            for image in self.images.values():
+        with run.sampled_weights(), without_autocast(vae.device.type):
+            for image in images:
                 posterior = vae.encode(image[None].to(vae.device, vae.dtype)).latent_dist
                 found.append(vae.decode(posterior.mode()).sample[0].float().cpu())
-        pairs = zip(found, self.images.values(), strict=True)
+        pairs = zip(found, images, strict=True)
         return to_each_picture(found), [psnr(*pair) for pair in pairs]
 
 

@@ -40,6 +40,7 @@ _FREE = (
     "validation.every_steps",
     "validation.keep_best",
     "train.log_every",
+    "train.rehearse",
     "train.max_nonfinite_steps",
     "dataset.num_workers",
     "prior.num_workers",

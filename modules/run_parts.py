@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from modules.errors import explained
+from modules.latent_origins import check_latent_origins
 from modules.optimizer import ParameterGroup
 from modules.parts import (
     build_dataset,
@@ -60,6 +61,8 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
             if not weights:  # a trial, which may take its time
                 check = getattr(dataset, "check_every_shape", check)
             explained(name, partial(check, *sizes))
+        vae = config.model.vae or config.model.path
+        explained(name, partial(check_latent_origins, dataset, model, vae))
     if weights:
         batches = partial(sample_batches, datasets["dataset"])
         explained("model", partial(settle_prediction, model, batches))

@@ -153,6 +153,11 @@ class GridSampler:
             path = compared
         logger.info("images: %s", path)
 
+    def rehearse(self, run: Run) -> int:
+        """Draw the first picture and keep nothing; returns how many are to come."""
+        draw_pictures(run, self.pictures[:1], self._guides[:1], batch_size=1, tome=self.tome)
+        return len(self.pictures) * grids_to_come(run, self._every, at_start=self.at_start)
+
     def draw(self, run: Run) -> list[Image.Image]:
         """Pictures of all prompts by the model as it is now."""
         return draw_pictures(
@@ -164,6 +169,14 @@ class GridSampler:
             dtype=DTYPES[self.weights] if self.weights else None,
         )
 
+    def largest_batch(self) -> tuple[PictureSettings, int, dict[str, Tensor]]:
+        """The largest picture, how many are drawn with it at most, and their guides."""
+        sizes = [width * height for width, height in (each.size for each in self.pictures)]
+        number = sizes.index(max(sizes))
+        count = min(self.batch_size, len(sizes))
+        guides = [self._guides[number]] * count
+        return self.pictures[number], count, stack(guides) if self._guides else {}
+
     def _shown_guides(self, model: Any) -> dict[str, list[Image.Image]]:
         """Columns of the guides that are images, as they are to be looked at."""
         columns: dict[str, list[Image.Image]] = {}
@@ -173,6 +186,13 @@ class GridSampler:
                 if image is not None:
                     columns.setdefault(key, []).append(image)
         return columns
+
+
+def grids_to_come(run: Run, every: Every, *, at_start: bool) -> int:
+    """How many grids are due, the last step's with them."""
+    end, size = run.max_train_steps, run.steps_per_epoch
+    due = every.count(after=run.step, to=end - 1, steps_per_epoch=size)
+    return due + 1 + (at_start and run.step == 0)
 
 
 def origin(run: Run) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from modules.errors import RunError
 from modules.protocols import Network, Run
 from modules.receipt_keys import BESIDE
 from modules.schedule import Every
+from modules.verification import Verified
 from modules.verified_files import VerifiedFiles, tell
 
 logger = logging.getLogger(__name__)
@@ -85,14 +86,29 @@ class WeightsSaver:
             RunError: a tensor is not finite, or what was written is not what was trained; what was
                 saved before stays.
         """
+        written = self._write_versions(run, suffix)
+        for path, verified in written.items():
+            logger.info("saved %s", path)
+            tell(path, verified)
+        return list(written)
+
+    def rehearse(self, run: Run) -> int:
+        """Write and verify what the last save would be; returns how many saves are to come.
+
+        Raises:
+            RunError: as `save` does.
+        """
+        self._write_versions(run, "")
+        size, end = run.steps_per_epoch, run.max_train_steps
+        return 1 + self._every.count(after=run.step, to=end - 1, steps_per_epoch=size)
+
+    def _write_versions(self, run: Run, suffix: str) -> dict[Path, Verified | None]:
+        """Write the weights in all their versions, each verified."""
         with VerifiedFiles(self._dtype) as files:
             for name, weights in run.versions().items():
                 with weights():
                     self._write(run, name + suffix, files)
-        for path, verified in files.written.items():
-            logger.info("saved %s", path)
-            tell(path, verified)
-        return list(files.written)
+        return files.written
 
     def _write(self, run: Run, suffix: str, files: VerifiedFiles) -> None:
         trained = {n: network for n, network in run.networks.items() if is_trained(network)}

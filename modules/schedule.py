@@ -22,6 +22,11 @@ class Every:
             return step % (self.epochs * steps_per_epoch) == 0
         return False
 
+    def count(self, *, after: int, to: int, steps_per_epoch: int) -> int:
+        """How often it is due behind step `after`, up to step `to`."""
+        length = self.steps or (self.epochs or 0) * steps_per_epoch
+        return to // length - after // length if length else 0
+
 
 def total_steps(
     *, max_train_steps: int | None, max_train_epochs: int | None, steps_per_epoch: int

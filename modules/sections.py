@@ -158,6 +158,9 @@ class TrainConfig:
     """Start of every random number of the run."""
     stop_text_encoders_after: Count | None = None
     """Optimizer steps after which text encoders rest; null trains them to the end."""
+    rehearse: bool | None = None
+    """Try a step with the largest and the smallest bucket, an image and a save before training,
+    and take all of it back; null does where over 500 steps are to come."""
     log_every: Count = 10
     """Optimizer steps between two lines of metrics."""
     max_nonfinite_steps: Count = 20

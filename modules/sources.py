@@ -1,17 +1,22 @@
-"""Where a run's batches come from, as the config says."""
+"""Where a run's batches come from, as the config says, and who counts them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modules.buckets import BucketBatchSampler
 from modules.config import Config
+from modules.coverage import Ledger
+from modules.coverage import Plan as CoveragePlan
 from modules.loading import Source, make_source
 from modules.sections import DatasetConfig, PriorConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from modules.plan import Plan
 
 
 def make_batch_sampler(
@@ -58,3 +63,17 @@ def build_prior(config: Config, dataset: Any, accelerator: Accelerator) -> Sourc
     return build_source(
         config, section, dataset, accelerator, buckets=dataset.buckets, weight=weight
     )
+
+
+def build_ledger(
+    source: Source, plan: Plan, dataset: Any, directory: Path, accelerator: Accelerator
+) -> Ledger:
+    """The ledger of a dataset's images, which `source` draws."""
+    planned = CoveragePlan(
+        source.batch_sampler,
+        images=len(dataset),
+        steps_per_epoch=plan.steps_per_epoch,
+        batches=plan.gradient_accumulation_steps,
+    )
+    names = getattr(dataset, "names", None)
+    return Ledger(planned, directory, accelerator, names=names, repeats=source.repeats)

@@ -87,6 +87,17 @@ class StateKeeper:
             delete_other_states(self._directory, path)
         return True
 
+    def rehearse(self, run: Trainer) -> None:
+        """Write the state into the run's folder and read it again, where states are kept.
+
+        Raises:
+            OSError, ValueError: it can't be written, or not be read again.
+        """
+        if self._writes and self._is_regular:
+            path = state_path(run.directory, run.step)
+            TrainState.of(run).save(path)
+            TrainState.load(path)
+
     @contextlib.contextmanager
     def watch(self, run: Trainer) -> Iterator[None]:
         """Answer signals in it, and keep the state if an error ends it.

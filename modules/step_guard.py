@@ -32,6 +32,7 @@ class StepGuard:
         self._raw = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds it
         self._skips_itself = bool(getattr(self._raw, "_step_supports_amp_scaling", False))
         device = accelerator.device
+        self.is_bad = torch.zeros((), dtype=torch.bool, device=device)  # the last step
         self._in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         if device.type != "cpu" and not self._skips_itself and accelerator.scaler is None:
@@ -46,6 +47,7 @@ class StepGuard:
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         if self._accelerator.num_processes > 1:
             is_bad = self._accelerator.reduce(is_bad.float(), "sum") > 0
+        self.is_bad = is_bad
         self._in_a_row = torch.where(is_bad, self._in_a_row + 1, 0)
         self._skipped += is_bad
         if self._accelerator.scaler is not None:

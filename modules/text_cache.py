@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +14,25 @@ from modules.journal import Journal
 from modules.shard import Shard
 
 if TYPE_CHECKING:
-    from modules.caption_set import CaptionSet
     from modules.models.base import DiffusionModel
+    from modules.prepared_dataset import PreparedDataset
 
 logger = logging.getLogger(__name__)
+
+TEXT_PIECES = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""What a checkpoint's text encoders are called."""
 
 EMPTY = ".empty"
 """Stands for the empty caption; images are never hidden files, so that none has this name."""
 
 
-def open_text_cache(
-    directory: Path, names: Sequence[str], captions: CaptionSet
-) -> TextCache | None:
-    """Open the cache for the captions of images; None, with a warning, if it can't serve them all.
+def open_text_cache(dataset: PreparedDataset) -> TextCache | None:
+    """Open a dataset's cached text; None, with a warning, if it can't serve all its captions.
 
     Raises:
         ValueError: there is no cache.
     """
+    directory, names, captions = dataset.path / "text", dataset.names, dataset.captions
     chances = captions.chances()
     if chances:
         logger.warning(

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from modules.averaging import MovingAverage, Weights, saved_versions
 from modules.batch import Batch
+from modules.coverage import Ledger, NoLedger
 from modules.denoising import denoising_error
-from modules.engine import LossModule
+from modules.engine import LossModule, memory_returned
 from modules.errors import survived
 from modules.loading import Group, Source, step_groups
 from modules.meeting import meet
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from modules.models.base import DiffusionModel
     from modules.sections import Config
+    from modules.trial import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +79,13 @@ class Trainer:
     log_every: int = 10
     seed: int = 0
     validation: Validation | NoValidation = field(default_factory=NoValidation)
+    coverage: Ledger | NoLedger = field(default_factory=NoLedger)
     identity: Callable[[], Mapping[str, Any]] = field(default=dict)
     metadata: RunMetadata = field(default_factory=RunMetadata)
 
     def __post_init__(self) -> None:
         networks, accelerator = self.networks.values(), self.accelerator
-        self.step = 0  # finished ones
-        self.is_between_steps = True
+        self.step, self.is_between_steps = 0, True  # finished ones
         self.last_group: Group = []
         self.stateful: dict[str, Any] = {}  # by name, what else a state holds of a run
         self.metrics = Metrics(self.directory)
@@ -92,15 +94,14 @@ class Trainer:
         )
         self._parameters = [p for group in self.groups for p in group.parameters]
         self._after_step = [n.after_step for n in networks if hasattr(n, "after_step")]
-        self._rates: list[float] = self.lr_scheduler.get_last_lr()
-        self.settings = settings_of(self.optimizer)
+        self._rates, self.settings = self.lr_scheduler.get_last_lr(), settings_of(self.optimizer)
         self._loss, self.optimizer = accelerator.prepare(
             LossModule(self.loss, [*self.model.components().values(), *networks]), self.optimizer
         )
         self.guard = StepGuard(self.optimizer, accelerator, most=self.max_nonfinite_steps)
 
     @classmethod
-    def from_config(cls, config: Config, *, check: bool = False) -> Trainer | None:
+    def from_config(cls, config: Config, *, check: bool | Trial = False) -> Trainer | None:
         """Build everything that a config says; with `check` show the plan and build no more.
 
         Raises:
@@ -175,10 +176,10 @@ class Trainer:
                 self.last_group = next(groups)
                 metrics = self.train_step(self.last_group)
                 self.step, self.is_between_steps = self.step + 1, True
+                self.coverage.add(self.step, self.last_group, is_bad=self.guard.is_bad)
                 self.keeper.requests.poll()
-                # The order is fixed: validate, since that may make this step the last one; log what
-                # was measured, save what was trained, keep the state from which training can go
-                # on, with what validation has found; sample.
+                # The order is fixed: validate, which may make this step the last one; log; save
+                # what was trained; keep the state, with what validation has found; sample.
                 self.validation.measure_if_due(self)
                 last = self.step == self.max_train_steps
                 loss = self.log(metrics, last=last)
@@ -188,6 +189,7 @@ class Trainer:
                 if loss is not None:
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update()
+            self.coverage.settle(last=True)
             meet(self.accelerator, "the last step")  # nobody leaves while another still writes
         self.keeper.finish(self.step)
         logger.info("done: %s", self.directory)
@@ -202,7 +204,7 @@ class Trainer:
         return loss
 
     def _sample(self, *, last: bool) -> None:
-        with survived("sample"):
+        with memory_returned(self.accelerator.device), survived("sample"):
             self.sampler.sample_if_due(self, last=last)
 
     def log_images(self, key: str, images: Sequence[Image], captions: Sequence[str]) -> None:

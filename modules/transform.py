@@ -66,6 +66,12 @@ class Transform:
             new_left = covering_size(original, size)[0] / scale - new_left - width
         return max(0, round(new_top)), max(0, round(new_left))
 
+    def geometry(self, row: list[int], *, size: Size) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return an image's height and width, and top and left of the crop, from a row of them."""
+        height, width, top, left = row
+        corner = self.corner((top, left), original=(width, height), size=size)
+        return (height, width), corner
+
     def _move(self, values: Tensor, mode: Literal["bicubic", "bilinear"]) -> Tensor:
         if self.is_cut:
             matrix = torch.tensor([self._matrix(*values.shape[:0:-1])])  # (1, 2, 3)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from modules.batch import Batch, DenoiserInputs
 from modules.verification import Verified
 from networks.alphas import with_common_alphas, with_own_alphas
+from networks.compute_copies import ComputeCopies
 from networks.description import describe
 from networks.dora import AXES, Axis, decompose, weight_change
 from networks.dropout import Dropout
 from networks.files import write_layers
-from networks.hooks import adding
+from networks.hooks import join
 from networks.keys import file_names
 from networks.layer import AdapterLayer, dynamic_rank, is_spatial
 from networks.matching import layers_for, module_at
@@ -55,6 +56,7 @@ class Adapter(nn.Module):
     algorithm: ClassVar[str | None] = None
     dynamic_factor: ClassVar[int] = 1
     requires: ClassVar[Sequence[str]] = ()
+    follows_dtype: ClassVar[bool] = True
     undecayed: ClassVar[Sequence[str]] = ("*.dora_scale",)  # no weight decay: they are not near 0
 
     rank: Rank = 16
@@ -232,9 +234,9 @@ class Adapter(nn.Module):
         return [(n, layer) for n, layer in self.layers.items() if isinstance(layer, AdapterLayer)]
 
     def _hook_up(self) -> None:
+        copies = ComputeCopies(list(self.parameters()))
         for name, layer in self._named_layers():
-            hook = adding(layer, lambda: self.multiplier)
-            self._hooks.append(self._base[name].register_forward_hook(hook))
+            self._hooks.append(join(layer, self._base[name], lambda: self.multiplier, copies))
 
     def _check(self) -> None:
         """Check the arguments, as far as that can be done without a model."""

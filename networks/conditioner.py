@@ -21,6 +21,7 @@ class Conditioner(nn.Module):
     """
 
     requires: Sequence[str] = ()
+    follows_dtype: bool = True
 
     def attach(self, model: Any) -> None:
         """Do nothing: all parameters are there."""

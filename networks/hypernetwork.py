@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.mixed_precision import with_autocast
 from modules.verification import Comparison, Verified, check_dtype, check_names
 from networks.conditioner import Conditioner
 from networks.files import read_tensors
@@ -212,6 +213,8 @@ class Hypernetwork(Conditioner):
     def _hook(self, perceptron: nn.Module) -> Callable[[nn.Module, tuple], tuple]:
         def change(_layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x, *rest = args
-            return (x + (perceptron(x) * self.multiplier).to(x.dtype), *rest)
+            with with_autocast(x):
+                added = perceptron(x) * self.multiplier
+            return (x + added.to(x.dtype), *rest)
 
         return change

@@ -49,6 +49,10 @@ class AdapterLayer(nn.Module):
         """The addition to the layer's output for the input `x`."""
         raise TypeError(f"{type(self).__name__} has no forward")
 
+    def low_rank_pair(self) -> tuple[Tensor, Tensor] | None:
+        """`down` (rank, in) and `up` (out, rank) if the change is scale * up @ down."""
+        return None
+
     def delta_weight(self) -> Tensor:
         """The same as a change of the layer's weight, in its shape, float32."""
         raise TypeError(f"{type(self).__name__} has no delta_weight")

@@ -53,6 +53,11 @@ class LoRALayer(AdapterLayer):
             low = drop_ranks(low, self.dropouts.rank_dropout)
         return self.lora_up(low)
 
+    def low_rank_pair(self) -> tuple[Tensor, Tensor] | None:
+        if isinstance(self.lora_down, nn.Conv2d):
+            return None
+        return self.lora_down.weight, self.lora_up.weight
+
     def delta_weight(self) -> Tensor:
         down, up = self.lora_down.weight.float(), self.lora_up.weight.float()
         delta = up.flatten(1) @ down.flatten(1) * self.scale

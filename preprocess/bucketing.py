@@ -22,6 +22,7 @@ if not __package__:
 from modules.buckets import LIMITS, Size, assign, make_buckets
 from modules.dataset_folder import flipped_folder
 from modules.files import write_atomically
+from modules.image_records import SOURCES, describe_sources
 from modules.images import open_image, read_size, resize_and_crop
 from modules.journal import Journal
 from modules.shard import Shard
@@ -108,6 +109,8 @@ def bucketing(
         journal.append([outcome.entry])
         finished[outcome.entry["name"]] = outcome.entry
         skipped += not outcome.is_new
+    if finished:
+        write_atomically(target / SOURCES, describe_sources(target, source))
     given_file = None if metadata is None else Path(metadata)
     carry_captions(images, finished, source=source, target=target, metadata=given_file)
     return Bucketed(

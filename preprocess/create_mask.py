@@ -20,12 +20,15 @@ if not __package__:
 
 import numpy as np
 
+from modules.cache_notes import INDEX
+from modules.journal import Journal
 from modules.shard import Shard
 from preprocess.dataset_images import Task, check_multiples, find_images
 from preprocess.faces import find_cascade
 from preprocess.job import Counts, make_parser, run_command, run_in_processes, track
 from preprocess.mask_files import MaskMaker, read_note
 from preprocess.mask_sources import Faces, MaskImages, MaskSource, MaskTask, Transparency
+from preprocess.sources import stamp
 
 logger = logging.getLogger(__name__)
 
@@ -90,12 +93,8 @@ def create_mask(
     _check_files(origin, {"cascade": cascade, "originals": originals, "masks": masks})
     source: MaskSource
     if origin == "faces":
-        source = Faces(
-            cascade=find_cascade(cascade),
-            margin=margin,
-            min_neighbors=min_neighbors,
-            min_size=min_size,
-        )
+        found = find_cascade(cascade)
+        source = Faces(cascade=found, margin=margin, min_neighbors=min_neighbors, min_size=min_size)
     elif origin == "alpha":
         source = Transparency(originals=Path(originals or ""), dataset=folder)
     else:
@@ -111,10 +110,16 @@ def create_mask(
         empty=background if no_face == "background" and origin == "faces" else 1.0,
         scale_factor=scale_factor,
     )
-    pending, kept = _sort_out(maker, tasks, overwrite=overwrite)
+    journal = Journal(maker.directory / INDEX, part)
+    pending, kept = _sort_out(maker, tasks, journal, overwrite=overwrite)
     workers = 1 if len(pending) < _WORTH_PROCESSES else num_workers
     outcomes = run_in_processes(maker, pending, num_workers=workers)
-    made = list(track(outcomes, total=len(pending), description="masks"))
+    made = []
+    for outcome in track(outcomes, total=len(pending), description="masks"):
+        made.append(outcome)
+        if outcome.entry:
+            journal.append([outcome.entry])
+    journal.rewrite()
     failed += faults + [outcome.error for outcome in made if outcome.error]
     without = len(images) - len(tasks) - len(faults)
     return Masked(
@@ -163,18 +168,21 @@ def _scale_of_latents(directory: Path, images: Sequence[Task]) -> int:
 
 
 def _sort_out(
-    maker: MaskMaker, tasks: Sequence[MaskTask], *, overwrite: bool
+    maker: MaskMaker, tasks: Sequence[MaskTask], journal: Journal, *, overwrite: bool
 ) -> tuple[list[MaskTask], list[bool]]:
     """Return tasks that are to be done; of the others, whether there was nothing to mask."""
     pending, kept, foreign = [], [], 0
     for task in tasks:
         note = read_note(maker.path(task.name))
         if note == {} and not overwrite:
+            journal.entries.pop(task.name, None)
             foreign += 1
             kept.append(False)
-        elif note and maker.describe(task).items() <= note.items():
+        elif note and maker.is_of(task, note, journal.entries.get(task.name, {})):
             kept.append(note["is_empty"])
+            journal.entries[task.name] |= stamp(task.image)
         else:
+            journal.entries.pop(task.name, None)
             pending.append(task)
     if foreign:
         logger.info(

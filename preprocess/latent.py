@@ -8,6 +8,7 @@ captions, into text/.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from preprocess.dataset_images import Task, check_multiples, find_images
 from preprocess.decoding import Decoded, decode_ahead
 from preprocess.job import Counts, make_parser, run_command, track
 from preprocess.latent_index import LatentIndex
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from preprocess.vae_encoder import VAEEncoder
@@ -93,13 +96,14 @@ def _complete(
     batch_size: int,
     num_workers: int | None,
 ) -> Counts:
-    """Encode what is not in an index yet."""
+    """Encode what is not in an index yet; what has a new date only is read, and reused too."""
     pending = [task for task in tasks if not index.has(task)]
     index.remove_outdated(pending)
     batches = _make_batches(pending, batch_size)
     outcomes = _encode(batches, encoder, index, num_workers=num_workers)
     done, failed, unchanged = 0, [], []
     description = "flipped latents" if index.is_flipped else "latents"
+    logger.info("%s: %d reused, %d new", description, len(tasks) - len(pending), len(pending))
     for outcome in track(outcomes, total=len(pending), description=description):
         if outcome.error:
             failed.append(outcome.error)

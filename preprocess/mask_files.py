@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ class Outcome:
     is_empty: bool = False
     """Its source had nothing for it."""
     error: str = ""
+    entry: Mapping[str, Any] = field(default_factory=dict)
+    """What is noted of the dataset's image in index.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +57,28 @@ class MaskMaker:
             **stamp(task.path),
         }
 
+    def is_of(self, task: MaskTask, note: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+        """Say whether a mask is up to date, by its own note and its image's entry in the index.
+
+        A file whose date alone is new is read, and counts as the same if its content is.
+        """
+        now = self.describe(task)
+        if task.path == task.image:
+            note = {**note, **{key: now[key] for key in ("bytes", "mtime_ns")}}  # the entry knows
+        if not now.items() <= note.items():
+            return False
+        current = stamp(task.image)
+        if current.items() <= entry.items():
+            return True
+        return current["bytes"] == entry.get("bytes") and (
+            hash_file(task.image) == entry.get("image_sha256")
+        )
+
     def __call__(self, task: MaskTask) -> Outcome:
         """Write an image's mask; a bad image loses what an earlier run wrote for it."""
         try:
             note = self.describe(task)
+            entry = {"name": task.name, **stamp(task.image), "image_sha256": hash_file(task.image)}
             weights = self.source.read(task)
         except (ValueError, OSError, MemoryError) as error:
             if read_note(self.path(task.name)):
@@ -69,7 +91,13 @@ class MaskMaker:
         note_array = np.array(json.dumps({**note, "is_empty": is_empty}))
         save = partial(np.savez, arr_0=mask, **{_NOTE: note_array})
         write_atomically(self.path(task.name), save)
-        return Outcome(is_empty)
+        return Outcome(is_empty, entry=entry)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_note(path: Path) -> dict[str, Any] | None:

@@ -26,6 +26,8 @@ class MaskTask:
     name: str
     size: Size
     path: Path
+    image: Path
+    """The dataset's, which the mask is for."""
     original_size: Size | None = None
 
 
@@ -66,7 +68,7 @@ class Faces:
         }
 
     def find(self, images: Sequence[Task]) -> tuple[list[MaskTask], list[str]]:
-        return [MaskTask(image.name, image.size, image.path) for image in images], []
+        return [MaskTask(image.name, image.size, image.path, image.path) for image in images], []
 
     def read(self, task: MaskTask) -> np.ndarray | None:
         image = open_image(task.path)
@@ -108,7 +110,7 @@ class Transparency:
                 continue
             path = self.originals / entry["source"]
             if path.is_file():
-                tasks.append(MaskTask(image.name, image.size, path, _size(entry)))
+                tasks.append(MaskTask(image.name, image.size, path, image.path, _size(entry)))
             else:
                 missing.append(f"{path}: no such image; bucketing read it from another folder")
         return tasks, missing
@@ -146,7 +148,7 @@ class MaskImages:
             if names:
                 path = self.masks / (names[0] + suffixes[names[0]])
                 original_size = _size(entries.get(image.name, {}))
-                tasks.append(MaskTask(image.name, image.size, path, original_size))
+                tasks.append(MaskTask(image.name, image.size, path, image.path, original_size))
         if images and not tasks:
             raise ValueError(
                 f"masks: {self.masks} has no mask for any image; the one of {images[0].name} "

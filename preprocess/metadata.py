@@ -13,7 +13,7 @@ from typing import Any
 from modules.captions import find_caption
 from modules.dataset_folder import RESULTS
 from modules.files import walk_files, write_atomically
-from preprocess.sources import Task, copy_caption
+from preprocess.sources import Task, copy_caption, find_idle_captions
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,11 @@ def carry_captions(
             continue
         if not copy_caption(task, source=source, target=target) and task.source in captions:
             _write(captions[task.source], task, target)
+    if idle := find_idle_captions(tasks, source=source, target=target):
+        logger.info(
+            "%s: %d caption files belong to no image and are left: %s",
+            *(source, len(idle), _list(idle)),
+        )
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 from modules.caption_lines import FILE, packed_names
 from modules.captions import CAPTION_SUFFIXES, find_caption
 from modules.dataset_folder import RESULTS
-from modules.files import write_atomically
+from modules.files import files_by_name, write_atomically
 from modules.images import image_files
 from modules.store import LocalStore
 
@@ -97,6 +97,30 @@ def copy_caption(task: Task, *, source: Path, target: Path) -> bool:
             if suffix != caption.suffix:
                 copy.with_suffix(suffix).unlink(missing_ok=True)
     return True
+
+
+def find_idle_captions(tasks: Sequence[Task], *, source: Path, target: Path) -> list[str]:
+    """Name the caption files of `source` that are no image's, as cat.png.txt isn't that of cat.png.
+
+    A README.txt is one of them.
+    """
+    stems = {os.path.splitext(task.source)[0] for task in tasks}
+    is_inside = target.resolve() != source.resolve()
+    exclude = [target] if is_inside else [target / folder for folder in RESULTS]
+    files = files_by_name(source, CAPTION_SUFFIXES, exclude=exclude)
+    return sorted(
+        name + suffix
+        for name, suffix in files.items()
+        if name not in stems and _image_of(name) not in stems
+    )
+
+
+def _image_of(name: str) -> str:
+    """The image that a caption in a folder `captions` is for: sub/captions/cat is of sub/cat."""
+    parts = name.split("/")
+    if parts[0] == "captions":
+        return "/".join(parts[1:])
+    return "/".join([*parts[:-2], parts[-1]]) if parts[-2:-1] == ["captions"] else name
 
 
 def _is_packed(name: str, target: Path, *, newer_than: Path) -> bool:

@@ -22,16 +22,13 @@ from modules.files import write_atomically
 from modules.repeats import folder_words as words_of_folder
 from modules.shard import Shard
 from modules.store import LocalStore
-from modules.text_cache import EMPTY, TextCache
+from modules.text_cache import EMPTY, TEXT_PIECES, TextCache
 from preprocess.job import Counts, track
 
 if TYPE_CHECKING:
     from modules.models.base import DiffusionModel
 
 logger = logging.getLogger(__name__)
-
-TEXT_PIECES = ("text_encoder", "text_encoder_2", "text_encoder_3")
-"""What a checkpoint's text encoders are called; the weights of nothing else are loaded."""
 
 
 def cache_text(
@@ -82,6 +79,7 @@ def cache_text(
     pending = {name: text for name, text in captions.items() if cache.find(name) is None}
     for each in encoder.text_encoders:
         each.module.to(place, precision).eval()
+    logger.info("text: %d reused, %d new", len(captions) - len(pending), len(pending))
     outcomes = _encode(pending, encoder, cache, key, batch_size)
     faults = dict(track(outcomes, total=len(pending), description="text"))
     cache.journal.rewrite()
@@ -173,10 +171,10 @@ def _encode(
 
 
 def _encode_batch(encoder: DiffusionModel, captions: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Return each caption's arrays, float32.
+    """Return each caption's arrays, float32; a batch that doesn't fit into memory is halved.
 
     Raises:
-        ValueError: the batch doesn't fit into memory.
+        ValueError: not even one caption fits into memory.
     """
     import torch
 
@@ -186,8 +184,16 @@ def _encode_batch(encoder: DiffusionModel, captions: Sequence[str]) -> list[dict
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():  # not every backend has a class
             raise
-        raise ValueError(
-            f"{len(captions)} captions don't fit into memory; use a smaller --batch_size"
-        ) from error
-    arrays = {key: tensor.float().cpu().numpy() for key, tensor in outputs.items()}
-    return [{key: array[i] for key, array in arrays.items()} for i in range(len(captions))]
+        if len(captions) == 1:
+            raise ValueError(
+                "one caption doesn't fit into memory; use --dtype bf16 or --device cpu"
+            ) from error
+    else:
+        arrays = {key: tensor.float().cpu().numpy() for key, tensor in outputs.items()}
+        return [{key: array[i] for key, array in arrays.items()} for i in range(len(captions))]
+    # Only out here is the error gone, and with it what kept the memory.
+    middle = len(captions) // 2
+    logger.warning("out of memory: %d captions are encoded in two halves", len(captions))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return _encode_batch(encoder, captions[:middle]) + _encode_batch(encoder, captions[middle:])

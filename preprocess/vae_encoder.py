@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modules.models.fingerprint import hash_weights
+from modules.models.fingerprint import hash_encoder
 from modules.models.pieces import has_vae, load_vae
 from preprocess.device import DTYPES, choose_device, choose_dtype
 
@@ -29,7 +29,7 @@ class VAEEncoder:
 
     def __init__(self, vae: Any, *, device: torch.device, dtype: str) -> None:
         vae.decoder = vae.post_quant_conv = None
-        self.fingerprint = hash_weights(vae)
+        self.fingerprint = hash_encoder(vae)
         self.dtype = dtype
         self.device = device
         self.scale_factor: int = 2 ** (len(vae.config.block_out_channels) - 1)

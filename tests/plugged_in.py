@@ -50,6 +50,32 @@ class Poisoned(Epsilon):
         return noise
 
 
+class Hungry(Epsilon):
+    """Wants more memory for wide images than any machine has."""
+
+    def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if clean.shape[-1] > clean.shape[-2]:
+            torch.empty(2**60)
+        return super().add_noise(clean, noise, timesteps)
+
+
+class Forgetful(torch.optim.SGD):
+    """Keeps an object in its state that no file may hold."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["seen"] = Path()
+        return super().step(closure)
+
+
+class OwnSampler:
+    """A sampler that draws nothing."""
+
+    def sample_if_due(self, run, *, last: bool) -> None:
+        """Draw nothing."""
+
+
 class UnreadableForOne(LatentDataset):
     """Can't be measured by the second of several processes; hashing and training can read it."""
 
@@ -82,3 +108,16 @@ class Slow(LatentDataset):
     def __getitem__(self, index: int) -> Sample:
         time.sleep(0.1)
         return super().__getitem__(index)
+
+
+class Nameless(torch.utils.data.Dataset):
+    """A plain dataset as PyTorch has them: nothing but a length and items, all of one size."""
+
+    def __init__(self, path: str):
+        self._dataset = LatentDataset(path=path)
+
+    def __len__(self) -> int:
+        return 5  # those of the first bucket
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._dataset[index]

@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 NETWORKS_MAY = {
     "modules.batch",
+    "modules.mixed_precision",
     "modules.models.patterns",
     "modules.protocols",
     "modules.safetensors_header",  # what a file is, not what trains
@@ -39,7 +40,8 @@ def test_networks_know_plain_data_only():
 
 def test_main_knows_the_config_and_the_trainer():
     ours = {name for name in imports(ROOT / "main.py") if name.startswith("modules")}
-    assert ours == {"modules.config", "modules.console", "modules.errors", "modules.trainer"}
+    names = {"config", "console", "errors", "offline", "out_of_memory", "trainer", "trial"}
+    assert ours == {f"modules.{name}" for name in names}
 
 
 def test_preprocess_knows_no_trainer_and_no_network():

@@ -40,6 +40,7 @@ def replay(bundle: Path) -> str:
             save=replace(config.save, directory=elsewhere),
             sample=None,
             loggers={},
+            train=replace(config.train, rehearse=False),
         )
         trainer = Trainer.from_config(config)
         assert trainer is not None, "a new run is never finished"

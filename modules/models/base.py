@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs
+from modules.mixed_precision import without_autocast
 from modules.models import layers
 from modules.models.fit import check_image_size
 from modules.models.full_file import save_single_file
@@ -119,6 +120,12 @@ class DiffusionModel(Model):
 
     def denoise(self, inputs: DenoiserInputs) -> Tensor:
         """The denoiser's prediction, (B, C, h, w)."""
+        if self.denoiser_dtype is None:
+            return self._denoise(inputs)
+        with without_autocast(inputs.sample.device.type):
+            return self._denoise(inputs.to(self.denoiser_dtype))
+
+    def _denoise(self, inputs: DenoiserInputs) -> Tensor:
         return self.denoiser(
             inputs.channels,
             inputs.timestep,

@@ -9,13 +9,23 @@ from typing import Any
 from torch import nn
 
 
-def hash_weights(module: nn.Module) -> str:
-    """Hash a module's tensors with their names and shapes, in float32."""
+def hash_weights(module: nn.Module, *, without: tuple[str, ...] = ()) -> str:
+    """Hash a module's tensors with their names and shapes, in float32.
+
+    Those whose names begin with one of `without` are left out.
+    """
     digest = hashlib.sha256()
     for key, tensor in sorted(module.state_dict().items()):
+        if key.startswith(without):
+            continue
         digest.update(f"{key} {tuple(tensor.shape)}".encode())
         digest.update(tensor.float().cpu().contiguous().numpy())
     return digest.hexdigest()
+
+
+def hash_encoder(vae: nn.Module) -> str:
+    """Hash what of a VAE its latents depend on: its encoding half."""
+    return hash_weights(vae, without=("decoder.", "post_quant_conv."))
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

@@ -33,6 +33,8 @@ class Model:
     changed: frozenset[str] = frozenset()  # components that a network was merged into
     scheduler_changes: Mapping[str, Any] = MappingProxyType({})  # since the checkpoint was loaded
     prediction_source: str | None = "its scheduler"  # what says the type; None: nothing does
+    denoiser_dtype: torch.dtype | None = None
+    """What a frozen denoiser computes in by itself; None leaves it to mixed precision."""
 
     def __init__(
         self,

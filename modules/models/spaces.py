@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import logging
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from modules.batch import Batch, Sample
+from modules.mixed_precision import without_autocast
+
+logger = logging.getLogger(__name__)
 
 
 class Space(Protocol):
@@ -32,6 +34,10 @@ class Space(Protocol):
 
     def decode(self, scaled: Tensor) -> list[Image.Image]:
         """Pictures of scaled values, (B, C, h, w)."""
+        ...
+
+    def decode_pixels(self, scaled: Tensor) -> Tensor:
+        """The same as pixels (B, 3, H, W) in [-1, 1]."""
         ...
 
 
@@ -58,19 +64,37 @@ class Latents:
 
     def encode_pixels(self, pixel_values: Tensor, *, sampled: bool = True) -> Tensor:
         """A sample of the posterior of pixels (B, 3, H, W) in [-1, 1], or its mean."""
-        with torch.no_grad(), full_precision(pixel_values.device):
+        with torch.no_grad(), without_autocast(pixel_values.device.type):
             posterior = self.vae.encode(pixel_values.to(self.vae.dtype)).latent_dist
             return (posterior.sample() if sampled else posterior.mode()).float()
 
     def scale(self, values: Tensor) -> Tensor:
         return values * self.vae.config.scaling_factor
 
-    @torch.no_grad()
     def decode(self, scaled: Tensor) -> list[Image.Image]:
-        with full_precision(scaled.device):
+        return to_pictures(self.decode_pixels(scaled))
+
+    @torch.inference_mode()
+    def decode_pixels(self, scaled: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), of one image at a time; in tiles where the memory is too small."""
+        with without_autocast(scaled.device.type):
             latents = scaled.to(self.vae.dtype) / self.vae.config.scaling_factor
-            pixels = torch.cat([self.vae.decode(one).sample for one in latents.split(1)])
-        return to_pictures(pixels)
+            return torch.cat([self._decode_one(one) for one in latents.split(1)])
+
+    def _decode_one(self, latents: Tensor) -> Tensor:
+        try:
+            return self.vae.decode(latents).sample
+        except torch.OutOfMemoryError:
+            logger.warning(
+                "decoding %s latents needs more memory than there is; it is done in tiles",
+                tuple(latents.shape[2:]),
+            )
+        release_memory(latents.device)
+        self.vae.enable_tiling()
+        try:
+            return self.vae.decode(latents).sample
+        finally:
+            self.vae.disable_tiling()
 
 
 class Pixels:
@@ -95,15 +119,17 @@ class Pixels:
     def decode(self, scaled: Tensor) -> list[Image.Image]:
         return to_pictures(scaled)
 
+    def decode_pixels(self, scaled: Tensor) -> Tensor:
+        return scaled
+
+
+def release_memory(device: torch.device) -> None:
+    """Give a card's memory that torch keeps for later back to it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
     """Pictures of pixels (B, 3, H, W) in [-1, 1]."""
     pixels = (pixels.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
     return [Image.fromarray(p.numpy()) for p in pixels.permute(0, 2, 3, 1).cpu()]
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch autocast off: the VAE overflows in float16."""
-    with torch.autocast(device.type, enabled=False):
-        yield

@@ -29,6 +29,8 @@ WRITTEN = {
 
 
 MAKERS = {
+    "12gb_sdxl_lora": tiny.make_sdxl,
+    "24gb_sdxl_lora": tiny.make_sdxl,
     "deepfloyd_if": tiny_if.make_if,
     "inpainting": tiny_inpaint.make_sd,
     "sdxl_lora": tiny.make_sdxl,
@@ -71,6 +73,11 @@ def dataset_keys(path: Path) -> list[str]:
 
 def test_their_number():
     assert [path.relative_to(ROOT / "config").as_posix() for path in EXAMPLES] == [
+        "12gb_sd1_finetune.yaml",
+        "12gb_sdxl_lora.yaml",
+        "24gb_sd1_finetune.yaml",
+        "24gb_sdxl_lora.yaml",
+        "8gb_sd1_lora.yaml",
         "augmentation.yaml",
         "captions.yaml",
         "controlnet.yaml",

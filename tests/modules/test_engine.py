@@ -7,9 +7,11 @@ import tiny
 import torch
 
 import main
+from modules.batch import DenoiserInputs
 from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.errors import ConfigError
 from modules.models.autoencoder import Autoencoder
+from networks.base import Adapter
 from networks.lora import LoRA
 
 
@@ -45,6 +47,41 @@ def test_what_is_frozen_takes_the_compute_dtype(mixed_precision, frozen, vae):
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert model.text_encoders[0].module.training
     assert not model.denoiser.training
+
+
+@pytest.mark.parametrize(
+    ("mixed_precision", "trained", "dtype"),
+    [
+        ("no", "", None),
+        ("bf16", "", torch.bfloat16),
+        ("fp16", "text_encoders.0", torch.float16),
+        ("bf16", "unet", None),
+    ],
+)
+def test_a_frozen_denoiser_computes_in_its_own_dtype(mixed_precision, trained, dtype):
+    model, _ = prepared(mixed_precision=mixed_precision, trained=trained)
+    assert model.denoiser_dtype == dtype
+
+
+def test_a_network_that_does_not_follow_the_dtype_keeps_autocast(monkeypatch):
+    monkeypatch.delattr(Adapter, "follows_dtype")
+    model, _ = prepared(mixed_precision="bf16")
+    assert model.denoiser_dtype is None
+
+
+def test_the_prediction_is_that_of_autocast_within_bf16():
+    torch.manual_seed(0)
+    model, _ = prepared(mixed_precision="bf16")
+    inputs = DenoiserInputs(
+        sample=torch.randn(2, 4, 8, 8),
+        timestep=torch.tensor([999, 3]),
+        encoder_hidden_states=torch.randn(2, 5, model.denoiser.config.cross_attention_dim),
+    )
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        own = model.denoise(inputs).float()
+        model.denoiser_dtype = None
+        expected = model.denoise(inputs).float()
+    assert (own - expected).norm() < 0.03 * expected.norm()
 
 
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -184,7 +185,7 @@ def test_the_plan_tells_and_faults_come_at_start(write_config, forty, capfd):
     assert main.main([str(path), "--check"]) == 0
     told = capfd.readouterr().out
     assert f"held out   {split.count} of 40 images, by their content" in told
-    assert f"steps      {batches} batches of up to 2 an epoch" in told
+    assert re.search(rf"steps      \d+ images -> {batches} batches of up to 2 an epoch", told)
     assert "run-best.safetensors" in told
     with pytest.raises(
         ConfigError, match=r"validation: split: of 40 images 0\.0001 holds out none"

@@ -46,7 +46,7 @@ def test_groups_hold_every_image_once_an_epoch_and_end_with_it():
     assert sizes == [4, 2, 4, 2]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:]
-    assert source.loader.dataset.epochs == [0, 1]
+    assert source.loader.dataset.dataset.epochs == [0, 1]
 
 
 def test_worker_processes_give_the_same_batches():

@@ -159,7 +159,7 @@ def test_the_plan(write_config, cats, dogs, caplog, monkeypatch):
     assert f"data       {described}" in caplog.messages
     assert "data       images per bucket: 32x32: 7, 48x32: 2" in caplog.messages
     steps = "27 batches of up to 2 an epoch -> 27 optimizer steps an epoch, 54 in all (2.0 epochs)"
-    assert f"steps      {steps}" in caplog.messages
+    assert f"steps      9 images x their repeats = 54 -> {steps}" in caplog.messages
 
 
 def test_faults_are_told_before_anything_is_read(write_config, cats, tmp_path):

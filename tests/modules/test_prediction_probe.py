@@ -102,7 +102,14 @@ def test_samples_are_spread_over_the_dataset(tmp_path):
 
     data = tiny.save_dataset(tmp_path / "data", {(32, 32): 5, (48, 32): 3})
     batches = sample_batches(LatentDataset(path=str(data)))
-    assert len(batches) == 4
+    assert [len(batch.names) for batch in batches] == [1] * 8
+    batches = sample_batches(LatentDataset(path=str(data)), most=4)
+    assert [len(batch.names) for batch in batches] == [4, 1, 3]
+    batches = sample_batches(LatentDataset(path=str(data)), count=4, most=8)
+    assert [batch.names for batch in batches] == [
+        ["image000", "image002", "image004"],
+        ["image006"],
+    ]
     assert {batch.latents.shape[-1] for batch in batches} == {8, 12}
     data = tiny.save_dataset(tmp_path / "one", {(32, 32): 1})
     assert len(sample_batches(LatentDataset(path=str(data)))) == 1

@@ -29,7 +29,14 @@ def train(path: Path, *overrides: str) -> Trainer:
 
 
 def names(trainer: Trainer) -> set[str]:
-    known = {"config.yaml", "manifest.jsonl", "metrics.jsonl", "loss.png", "finished.json"}
+    known = {
+        "config.yaml",
+        "manifest.jsonl",
+        "coverage.csv",
+        "metrics.jsonl",
+        "loss.png",
+        "finished.json",
+    }
     found = {path.name for path in trainer.directory.iterdir()} - known
     return {name for name in found if not name.startswith("state-")}
 

@@ -36,3 +36,10 @@ def test_total_steps():
 )
 def test_warmup_steps(steps, ratio, expected):
     assert warmup_steps(steps=steps, ratio=ratio, total=200) == expected
+
+
+@pytest.mark.parametrize("every", [Every(steps=3), Every(epochs=2), Every()])
+@pytest.mark.parametrize(("after", "to"), [(0, 20), (3, 12), (4, 5), (7, 7)])
+def test_how_often_something_is_due(every, after, to):
+    due = sum(every.is_due(step, steps_per_epoch=4) for step in range(after + 1, to + 1))
+    assert every.count(after=after, to=to, steps_per_epoch=4) == due

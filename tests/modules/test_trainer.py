@@ -265,6 +265,7 @@ def test_a_run_writes_its_folder(write_config):
         "metrics.jsonl",
         "loss.png",
         "manifest.jsonl",
+        "coverage.csv",
         "run.safetensors",
         "before_after.png",
         *(

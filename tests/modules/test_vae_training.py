@@ -242,6 +242,7 @@ def test_a_run_writes_its_folder(vae_config):
         "metrics.jsonl",
         "loss.png",
         "manifest.jsonl",
+        "coverage.csv",
         "before_after.png",
         "finished.json",
         *(f"state-step00000002/{name}" for name in STATE),

@@ -66,7 +66,7 @@ def test_dataset(source, tmp_path):
     }
     assert files(target) == [
         *("buckets.json", "captions/square.txt", "captions/sub/tall.v2.caption", "images.jsonl"),
-        *("images/square.png", "images/sub/tall.v2.png", "images/wide.png"),
+        *("images/square.png", "images/sub/tall.v2.png", "images/wide.png", "sources.json"),
     ]
     with Image.open(target / "images" / "sub" / "tall.v2.png") as image:
         assert (image.size, image.mode) == ((48, 80), "RGB")

@@ -168,7 +168,7 @@ def test_faults_are_named(dataset, model_directory, capsys, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(family, "encode_text", fail)
-    with pytest.raises(ValueError, match="1 captions don't fit into memory; use a smaller"):
+    with pytest.raises(ValueError, match="one caption doesn't fit into memory; use --dtype"):
         cache_text(directory=dataset, model=str(model_directory), prefix="photo of ")
 
 

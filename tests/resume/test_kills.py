@@ -41,6 +41,7 @@ RUNS: dict[str, dict] = {
         "networks": LORA,
         "validation": {"split": 0.4, "every_steps": 1, "keep_best": True},
     },
+    "rehearsed": {"networks": LORA, "train": {"rehearse": True}},
     "two processes": {"networks": LORA, "train": {"batch_size": 1}},
 }
 
@@ -97,6 +98,39 @@ def until_done(run: Callable[[Kill | None], tuple[int, ...]], kills_to_come: lis
     raise AssertionError("a run that is left alone does not end")
 
 
+@pytest.mark.parametrize("prepared", ["lora", "two processes"], indirect=True)
+def test_a_rehearsal_leaves_no_trace(prepared, tmp_path):
+    path, processes = prepared
+    assert set(kills.train(path, "save.name=plain", processes=processes)) == {0}
+    options = ("save.name=rehearsed", "train.rehearse=true")
+    assert set(kills.train(path, *options, processes=processes)) == {0}
+    assert "rehearsal: largest bucket" in Path(f"{path}.log").read_text(encoding="utf-8")
+    output = tmp_path / "output"
+    assert_same(output / "plain", output / "rehearsed")
+    assert (output / "plain" / "coverage.csv").read_bytes() == (
+        output / "rehearsed" / "coverage.csv"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("prepared", ["lora"], indirect=True)
+def test_a_kill_in_a_rehearsal_leaves_what_the_run_began_from(prepared, tmp_path):
+    path, _ = prepared
+    output, log = tmp_path / "output", Path(f"{path}.log")
+    assert kills.train(path, "save.name=whole") == (0,)
+    assert kills.train(path, "save.name=run", "train.max_train_steps=4") == (0,)
+    (state,) = find_states(output / "run")
+    options = ("save.name=run", "train.resume=auto", "train.accept_changes=[train.max_train_steps]")
+    for number in (16, 24, 32):
+        said = log.read_text(encoding="utf-8").count("the run will take")
+        kill = Kill(at_call=number)
+        assert kills.train(path, *options, "train.rehearse=true", kill=kill) == (-signal.SIGKILL,)
+        assert log.read_text(encoding="utf-8").count("the run will take") == said
+        assert find_states(output / "run") == [state]
+        assert [p for p in (output / "run").iterdir() if ".tmp" in p.name]
+    assert kills.train(path, *options, "train.rehearse=true") == (0,)
+    assert_same(output / "whole", output / "run")
+
+
 @pytest.mark.parametrize("prepared", RUNS, indirect=True)
 def test_random_kills(prepared, tmp_path, request):
     path, processes = prepared
@@ -125,7 +159,13 @@ def test_random_kills(prepared, tmp_path, request):
 
 
 @pytest.mark.parametrize("prepared", ["ema"], indirect=True)
-@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param(False, id="before"),
+        pytest.param(True, id="behind", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_kills_at_every_rename_and_fsync_of_a_save(prepared, behind, tmp_path):
     path, _ = prepared
     output = tmp_path / "output"

@@ -318,7 +318,7 @@ def test_four_pictures_are_learned(assemble, directory, tmp_path):
         optimizer={"args": {"weight_decay": 0.0}},
         lr_scheduler={"name": "cosine"},
     )
-    dataset = trainer.source.loader.dataset
+    dataset = trainer.source.loader.dataset.dataset
     batch = collate([dataset[index] for index in range(4)] * 8)
     losses = []
     for last in (False, True):
