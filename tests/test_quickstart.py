@@ -90,7 +90,7 @@ def test_its_lora_is_the_same_in_diffusers(short_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_the_concept_is_learned_and_the_old_captions_stay(tmp_path, seed):
     from bench.concept_hits import concept_hits
 

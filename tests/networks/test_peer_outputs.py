@@ -50,7 +50,7 @@ def cells(names) -> Iterator:
             for dtype in DTYPES:
                 turn = (families[number % 3], list(DTYPES)[number // 3 % 3])
                 is_fast = (family, dtype) == turn or (family, dtype) == ("sd1", "fp32")
-                marks = [] if is_fast else [pytest.mark.slow]
+                marks = [] if is_fast else [pytest.mark.slow, pytest.mark.exhaustive]
                 yield pytest.param(name, family, dtype, id=f"{name}-{family}-{dtype}", marks=marks)
 
 

@@ -125,7 +125,13 @@ def test_random_kills(prepared, tmp_path, request):
 
 
 @pytest.mark.parametrize("prepared", ["ema"], indirect=True)
-@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param(False, id="before"),
+        pytest.param(True, id="behind", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_kills_at_every_rename_and_fsync_of_a_save(prepared, behind, tmp_path):
     path, _ = prepared
     output = tmp_path / "output"
