@@ -29,10 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from modules.config import keep_translation, load
     from modules.errors import ConfigError, Interrupted, RunError
+    from modules.offline import stay_offline
 
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes one
     try:
         config = load(options.config, *options.overrides)
+        if config.model.offline:
+            stay_offline()  # before anything is imported that reads it
         from modules.console import quiet_libraries, set_up_logging
 
         quiet_libraries()

@@ -10,6 +10,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from modules.foreign_names import FOREIGN_NAMES, FOREIGN_PLACES, PLACES
 
+_ELSEWHERE = {*FOREIGN_NAMES, *FOREIGN_PLACES, *PLACES}
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name that is most like `name`, or nothing."""
@@ -33,10 +35,15 @@ def key_hint(key: str, path: tuple[str, ...], section: type, root: type) -> str:
             place = PLACES[target]
         if place is None:
             place = next((f"{name}.{target}" for name in _sections_with(target, root)), None)
+        if place is None and path and target in _field_names(root):
+            place = target  # a section of its own
         if place is not None:
             if path[:1] == ("networks",):
                 place = place.replace("<name>", path[1])
             return f"; did you mean '{place}'?"
+    misspelt = difflib.get_close_matches(key, _ELSEWHERE - {key}, n=1, cutoff=0.85)
+    if misspelt and not nearest(key, own):
+        return key_hint(misspelt[0], path, section, root)
     return nearest(key, own) or f"; allowed: {', '.join(own)}"
 
 

@@ -31,6 +31,7 @@ _MOMENT = 5.0  # seconds
 _FREE = (
     "save",
     "sample",
+    "model.offline",
     "loggers",
     "prepare",
     "train.resume",

@@ -28,6 +28,8 @@ class ModelConfig:
     """Base model: a diffusers directory, one .safetensors or .ckpt file, or a hub id."""
     vae: str | None = None
     """Another VAE: a directory, a file or a hub id."""
+    offline: bool = False
+    """Reach for no other machine: a model of the hub must be in its cache, wandb stays here."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What a single file predicts; null asks its markers and its kind, and measures an SD2."""
     max_token_length: Literal[75, 150, 225] = 75

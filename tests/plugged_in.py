@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -73,3 +74,11 @@ def noted_latents(
     with Path(os.environ["NOTES"]).open("a", encoding="utf-8") as file:
         file.write(f"{shard} {counts.done}\n")
     return counts
+
+
+class Slow(LatentDataset):
+    """Reads each image in a tenth of a second, as from a slow disk."""
+
+    def __getitem__(self, index: int) -> Sample:
+        time.sleep(0.1)
+        return super().__getitem__(index)

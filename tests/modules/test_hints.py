@@ -55,3 +55,21 @@ def test_every_hint_leads_to_a_name_that_exists():
 )
 def test_other_trainers_options_of_training_are_known(key, place):
     assert key_hint(key, ("train",), TrainConfig, Config) == f"; did you mean '{place}'?"
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("min_snr_gama", "objective.args.min_snr_gamma"),
+        ("use_ema", "ema"),
+        ("use_emma", "ema"),
+        ("network_dimm", "networks.<name>.args.rank"),
+        ("learning_rat", "learning_rate"),  # the section's own comes first
+    ],
+)
+def test_other_trainers_options_are_known_misspelt_too(key, place):
+    assert key_hint(key, ("train",), TrainConfig, Config) == f"; did you mean '{place}'?"
+
+
+def test_a_word_like_none_gets_the_list():
+    assert key_hint("quite_different", ("train",), TrainConfig, Config).startswith("; allowed: ")

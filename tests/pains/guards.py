@@ -1,12 +1,18 @@
-"""Take one guard out of the code, so that the tests of the pain that it prevents have to fail."""
+"""Take one guard out of the code, so that the tests of the pain that it prevents have to fail.
+
+`python -m pains.guards guards_runs` does so for each guard of a table, in a fork of its own of a
+process that has imported what all of them need.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +37,16 @@ class Guard:
     only: str = ""  # which of its tests, as pytest's -k
 
     def __str__(self) -> str:
-        return f"{self.row:02d}-{self.target}"
+        return f"{self.row:02d} {self.target}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the tests of a row say without its guard."""
+
+    guard: str
+    status: int  # pytest's: 1 is what it should be, a test has failed
+    said: str
 
 
 def tables() -> Mapping[str, list[Guard]]:
@@ -56,33 +71,53 @@ def take_out(guard: Guard) -> None:
 
 
 def take_out_the_chosen() -> None:
-    """Take out what `run_without` has chosen for this process and those that it starts."""
+    """Take out what was chosen for the process that has started this one."""
     table, _, number = os.environ.get(_CHOSEN, "").partition(":")
     if table:
         take_out(tables()[table][int(number)])
 
 
-def pytest_collection() -> None:
-    """As a plugin of pytest: take the guard out before the tests import the code."""
-    take_out_the_chosen()
-
-
-def run_without(table: str, number: int) -> subprocess.CompletedProcess[str]:
-    """Run the tests of a guard's row in a process without it."""
-    guard = tables()[table][number]
+def run_without_each(table: str) -> list[Outcome]:
+    """Run the tests of each guard of a table without it."""
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    command = ["-m", "pytest", "-q", "-n", "0", "-x", "-m", "", "-p", "pains.guards"]
-    command += ["-p", "no:cacheprovider", "--tb=short"]
-    command += [str(FOLDER / guard.tests), *(["-k", guard.only] if guard.only else [])]
-    return subprocess.run(
-        [sys.executable, *command],
+    finished = subprocess.run(
+        [sys.executable, "-m", "pains.guards", table],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            _CHOSEN: f"{table}:{number}",
-        },
-        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=300,
+        timeout=600,
+        check=True,
     )
+    return [Outcome(**json.loads(line)) for line in finished.stdout.splitlines()]
+
+
+def _run_forks(table: str) -> Iterator[Outcome]:
+    import pytest
+
+    for module in ("main", "tiny", "modules.assembly", "preprocess.latent", "tools.info"):
+        importlib.import_module(module)
+    for number, guard in enumerate(tables()[table]):
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+            child = os.fork()
+            if child == 0:
+                for stream in (1, 2):
+                    os.dup2(said.fileno(), stream)
+                os.environ[_CHOSEN] = f"{table}:{number}"
+                take_out(guard)
+                options = ["-q", "-n", "0", "-x", "-m", "", "-p", "no:cacheprovider", "--tb=short"]
+                chosen = [str(FOLDER / guard.tests), *(["-k", guard.only] if guard.only else [])]
+                status = 70  # neither of pytest's
+                try:
+                    status = int(pytest.main([*options, *chosen]))
+                finally:
+                    sys.stdout.flush()
+                    os._exit(status)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            said.seek(0)
+            yield Outcome(guard=str(guard), status=status, said=said.read()[-3000:])
+
+
+if __name__ == "__main__":
+    for outcome in _run_forks(sys.argv[1]):
+        print(json.dumps(vars(outcome)), flush=True)
