@@ -29,4 +29,7 @@ def main(late: str) -> None:
 
 
 if __name__ == "__main__":
+    from pains.guards import take_out_the_chosen
+
+    take_out_the_chosen()
     main(*sys.argv[1:])
