@@ -14,7 +14,7 @@ import sys
 {first}
 from modules.offline import stay_offline
 stay_offline()
-import huggingface_hub
+import huggingface_hub.constants
 print(huggingface_hub.constants.HF_HUB_OFFLINE, "torch" in sys.modules)
 """
 
