@@ -17,7 +17,7 @@ BOUND = Times(20, 10.0, {"data": 2.5, "forward": 5.0})
 
 
 @pytest.fixture
-def hints(caplog, monkeypatch):
+def hints(caplog):
     """What was said so far."""
     return lambda: [r.getMessage() for r in caplog.records if r.name == "modules.bottlenecks"]
 

@@ -230,7 +230,7 @@ def test_components_that_a_config_names():
     ]
 
 
-def test_an_open_ended_class_warns_of_what_may_be_misspelled(caplog, monkeypatch):
+def test_an_open_ended_class_warns_of_what_may_be_misspelled(caplog):
     assert argument_faults("x", "parts.Open", {"sizze": 1, "unlike": 2}) == []
     assert {record.getMessage() for record in caplog.records} == {
         "x.args.sizze: parts.Open names no such argument, so it may have no effect; did you mean "

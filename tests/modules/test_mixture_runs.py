@@ -150,7 +150,7 @@ def test_the_loss_of_a_vae_is_weighted_too(write_config, cats, dogs):
         assemble(write_config(dataset=cached, **sections))
 
 
-def test_the_plan(write_config, cats, dogs, caplog, monkeypatch):
+def test_the_plan(write_config, cats, dogs, caplog):
     section = mix({"path": str(cats), "repeats": 10}, {"path": str(dogs), "loss_weight": 0.5})
     path = write_config(dataset=section, networks=LORA, train={"max_train_epochs": 2})
     with caplog.at_level("INFO"):

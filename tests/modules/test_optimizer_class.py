@@ -25,7 +25,7 @@ def trainer_with(write_config):
     return make
 
 
-def test_a_rate_for_one_that_finds_its_own_is_said(trainer_with, caplog, monkeypatch):
+def test_a_low_rate_for_one_that_finds_its_own_is_said(trainer_with, caplog):
     trainer_with("prodigyopt.Prodigy")
     told = {r.getMessage() for r in caplog.records if r.levelno == logging.WARNING}
     (said,) = (line for line in told if "latents" not in line)  # of which VAE is not known

@@ -296,7 +296,7 @@ def test_every_image_is_seen_once_an_epoch(write_config):
     assert sorted(seen) == sorted([f"image{n:03d}" for n in range(8)] * 3)
 
 
-def test_the_plan_is_shown_and_nothing_is_trained(write_config, caplog, monkeypatch, tmp_path):
+def test_the_plan_is_shown_and_nothing_is_trained(write_config, caplog, tmp_path):
 
     with caplog.at_level("INFO"):
         assert Trainer.from_config(load(write_config(networks=LORA_BOTH)), check=True) is None

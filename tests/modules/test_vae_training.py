@@ -417,7 +417,7 @@ def test_settings_of_other_parts_of_the_model_are_named(vae_config, capfd):
     ]
 
 
-def test_the_plan_is_shown_and_nothing_is_trained(vae_config, caplog, monkeypatch, tmp_path):
+def test_the_plan_is_shown_and_nothing_is_trained(vae_config, caplog, tmp_path):
 
     with caplog.at_level("INFO"):
         assert Trainer.from_config(load(vae_config(sample={})), check=True) is None
