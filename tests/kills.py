@@ -23,7 +23,8 @@ POINTS = ("fsync", "rename", "replace", "unlink", "mkdir")
 class Kill:
     """When a process kills itself; as little of it is told as of a power cut."""
 
-    after_seconds: float | None = None
+    after_seconds: float | None = None  # of the process
+    after_step: int | None = None  # a moment into the step that follows
     at_call: int | None = None  # the number of a call of one of POINTS, from 0 on
     behind: bool = False  # the call is made first
     file_size: int | None = None  # when a file grows beyond so many bytes
@@ -105,19 +106,39 @@ def _run(
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (kill.file_size, resource.RLIM_INFINITY))
     hit = kill is not None and kill.only_rank in (None, int(environment.get("RANK", "0")))
-    if kill is not None and hit and kill.after_seconds is not None:
+    if kill is not None and hit:
         if kill.group:
             os.setpgid(0, 0)
-        send = os.killpg if kill.group else os.kill
-        timer = threading.Timer(kill.after_seconds, send, (os.getpid(), kill.number))
-        timer.daemon = True
-        timer.start()
+        if kill.after_seconds is not None:
+            _send_later(kill, kill.after_seconds)
+        if kill.after_step is not None:
+            _send_in_step(kill, kill.after_step)
     import main
 
     code = main.main([config, *overrides])
     if environment["KILLS_COUNTS"]:
         Path(environment["KILLS_COUNTS"]).write_text(str(calls[0]))
     os._exit(code)
+
+
+def _send_later(kill: Kill, seconds: float) -> None:
+    send = os.killpg if kill.group else os.kill
+    timer = threading.Timer(seconds, send, (os.getpid(), kill.number))
+    timer.daemon = True
+    timer.start()
+
+
+def _send_in_step(kill: Kill, step: int) -> None:
+    from modules.trainer import Trainer
+
+    make = Trainer.train_step
+
+    def train_step(trainer: Trainer, group: Any) -> Any:
+        if trainer.step == step:
+            _send_later(kill, 0.01)
+        return make(trainer, group)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
 
 
 def _watch(kill: Kill) -> list[int]:

@@ -206,8 +206,8 @@ def test_kills_in_the_middle_of_a_file(prepared, tmp_path):
 @pytest.mark.parametrize("prepared", ["two processes"], indirect=True)
 def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(prepared, tmp_path):
     path, processes = prepared
-    options = ("train.max_train_steps=100000", "save.name=run")
-    kill = Kill(after_seconds=6, number=signal.SIGTERM, only_rank=1)
+    options = ("train.max_train_steps=100000", "train.rehearse=false", "save.name=run")
+    kill = Kill(after_step=3, number=signal.SIGTERM, only_rank=1)
     codes = kills.train(path, *options, kill=kill, processes=processes)
     assert set(codes) <= {130, 128 + signal.SIGTERM, -signal.SIGKILL}  # the last by the launcher
     (state,) = find_states(tmp_path / "output" / "run")
@@ -228,8 +228,8 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step(prepared, tmp_p
 @pytest.mark.parametrize("prepared", ["augmentation"], indirect=True)
 def test_a_signal_to_workers_too(prepared, number, tmp_path):
     path, _ = prepared
-    options = ("train.max_train_steps=100000", "save.name=run")
-    kill = Kill(after_seconds=5, number=number, group=True)
+    options = ("train.max_train_steps=100000", "train.rehearse=false", "save.name=run")
+    kill = Kill(after_step=3, number=number, group=True)
     assert kills.train(path, *options, kill=kill) == (128 + number,)
     (state,) = find_states(tmp_path / "output" / "run")
     log = Path(f"{path}.log").read_text(encoding="utf-8")
