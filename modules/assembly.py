@@ -43,6 +43,7 @@ from modules.run_parts import load_parts
 from modules.schedule import Every
 from modules.sources import build_ledger, build_prior, build_source
 from modules.state_keeper import StateKeeper
+from modules.text_memory import remember_text
 from modules.text_stop import TextStop, text_parameters
 from modules.token_merging import merge_tokens
 from modules.trackers import start_trackers
@@ -102,6 +103,8 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     set_attention(parts.model, parts.networks, train.attention)
     if train.tome_ratio:
         explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
+    text = text_parameters(parts.trained_base, parts.networks.values())
+    remember_text(parts.model, parts.datasets, trained=bool(text), most_gib=train.text_memory_gib)
     if state is None:
         check = partial(
             check_prediction,
@@ -163,7 +166,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         average=build_average(config.ema, parts.groups),
         text_stop=TextStop(
             parts.model,
-            text_parameters(parts.trained_base, parts.networks.values()),
+            text,
             after=train.stop_text_encoders_after,
             alone=accelerator.num_processes == 1,
         ),

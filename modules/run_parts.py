@@ -40,6 +40,11 @@ class RunParts:
     objective: Any
     sampler: Any
 
+    @property
+    def datasets(self) -> list[Any]:
+        """All that images are read from."""
+        return [d for d in (self.dataset, self.prior, self.validation) if d is not None]
+
 
 def load_parts(config: Config, *, weights: bool) -> RunParts:
     """Data first, then the model, then what is attached to it."""

@@ -158,6 +158,9 @@ class TrainConfig:
     """Start of every random number of the run."""
     stop_text_encoders_after: Count | None = None
     """Optimizer steps after which text encoders rest; null trains them to the end."""
+    text_memory_gib: NonNegative = 2.0
+    """GiB of the machine's memory for outputs of text encoders that are not trained: each caption
+    is encoded once where all fit; 0 encodes them in each step."""
     rehearse: bool | None = None
     """Try a step with the largest and the smallest bucket, an image and a save before training,
     and take all of it back; null does where over 500 steps are to come."""

@@ -25,6 +25,7 @@ from modules.models.spaces import Latents, Pixels, Space
 from modules.models.text_encoder import TextEncoder
 from modules.models.verification import verify_single_file
 from modules.objectives import Diffusion, objective_of
+from modules.text_memory import TextMemory
 from modules.verification import Verified
 
 
@@ -44,6 +45,7 @@ class DiffusionModel(Model):
 
     clip_skip: int = 1  # hidden states of the text encoders that are read, from the last one
     text_needs_gradients: bool = True
+    text_memory: TextMemory | None = None  # outputs of text encoders that rest in the whole run
 
     def __init__(
         self,
@@ -100,7 +102,9 @@ class DiffusionModel(Model):
     def encode(self, batch: Batch) -> Batch:
         """The batch with latents and text-encoder outputs, made here if they aren't cached."""
         text = batch.text
-        if not text:
+        if not text and self.text_memory is not None:
+            text = self.text_memory(batch.captions)
+        elif not text:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.text_needs_gradients):
                 text = self.encode_text(batch.captions)
         return replace(batch, latents=self.space.encode(batch), text=text)
