@@ -11,6 +11,7 @@ TABLES = tables()
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="each guard is taken out in a fork")
 @pytest.mark.parametrize("table", TABLES)
 def test_without_its_guard_each_row_fails(table):
