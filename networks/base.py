@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from modules.batch import Batch, DenoiserInputs
 from modules.verification import Verified
 from networks.alphas import with_common_alphas, with_own_alphas
-from networks.compute_copies import ComputeCopies
 from networks.description import describe
 from networks.dora import AXES, Axis, decompose, weight_change
 from networks.dropout import Dropout
 from networks.files import write_layers
-from networks.hooks import join
+from networks.hooks import join_all
 from networks.keys import file_names
 from networks.layer import AdapterLayer, dynamic_rank, is_spatial
 from networks.matching import layers_for, module_at
@@ -234,9 +233,8 @@ class Adapter(nn.Module):
         return [(n, layer) for n, layer in self.layers.items() if isinstance(layer, AdapterLayer)]
 
     def _hook_up(self) -> None:
-        copies = ComputeCopies(list(self.parameters()))
-        for name, layer in self._named_layers():
-            self._hooks.append(join(layer, self._base[name], lambda: self.multiplier, copies))
+        pairs = [(layer, self._base[name]) for name, layer in self._named_layers()]
+        self._hooks += join_all(pairs, lambda: self.multiplier)
 
     def _check(self) -> None:
         """Check the arguments, as far as that can be done without a model."""

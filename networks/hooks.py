@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -20,6 +20,14 @@ class Removable(Protocol):
 
     def remove(self) -> None:
         """Let the base's layer compute alone."""
+
+
+def join_all(
+    pairs: Sequence[tuple[AdapterLayer, nn.Module]], multiplier: Callable[[], float]
+) -> list[Removable]:
+    """Let layers of the base compute with those of one network, which share their casts."""
+    copies = ComputeCopies([p for layer, _ in pairs for p in layer.parameters()])
+    return [join(layer, base, multiplier, copies) for layer, base in pairs]
 
 
 def join(
