@@ -1,6 +1,6 @@
 """Measure steps and memory of training against a plain PEFT + diffusers loop, in one run.
 
-    python bench/training.py                     # LoRA and full, fp32; writes docs/benchmarks.md
+    python bench/training.py                     # LoRA and full, fp32; prints a table
     python bench/training.py --kinds lora.LoRA --precisions no bf16 --rounds 7
 
 Each side is a process of its own that stands still while the other works; rounds alternate. Seconds
