@@ -16,6 +16,7 @@ from modules.console import OUR_LOGGERS
 from modules.errors import ConfigError
 from modules.meeting import PATIENCE, meet
 from modules.mixed_precision import checkpoint
+from modules.models.lean_blocks import keep_less
 from modules.models.patterns import matches
 from modules.models.spaces import release_memory
 
@@ -92,6 +93,8 @@ def prepare_modules(
         module.train(trained)
     for network in networks.values():
         prepare_network(network.to(device), mixed_precision=mixed_precision)
+    for part in _diffusers_models([*pieces.values(), *networks.values()]):
+        keep_less(part)
     model.denoiser_dtype = own_dtype(model, networks)
     if gradient_checkpointing:
         enable_checkpointing(model, networks)
