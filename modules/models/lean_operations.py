@@ -140,6 +140,12 @@ def _normed(
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """The tensor as kernels of the normalization read it: by pixels on a processor only."""
-    if like.device.type != "cpu" or not like.is_contiguous(memory_format=torch.channels_last):
-        return tensor.contiguous()
-    return tensor.contiguous(memory_format=torch.channels_last)
+    by_pixels = (
+        like.device.type == "cpu"
+        and not like.is_contiguous()
+        and like.is_contiguous(memory_format=torch.channels_last)
+        and like.stride(0) >= like.stride(2) * like.shape[2]  # of one image it can be anything
+    )
+    return tensor.contiguous(
+        memory_format=torch.channels_last if by_pixels else torch.contiguous_format
+    )

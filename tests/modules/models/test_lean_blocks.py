@@ -119,6 +119,23 @@ def test_gradients_of_a_normalization_with_its_convolution(layout, has_conv):
     assert torch.autograd.gradcheck(compute, (x.requires_grad_(), *weights))
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 3, 3), (2, 4, 1, 2), (1, 4, 2, 1)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (2, 3, 0, 1), (1, 3, 2, 0)])
+def test_any_layout(shape, order):
+    """As transposing back from tokens leaves one image, for which strides can be anything."""
+    places = [order.index(dimension) for dimension in range(4)]
+    x = torch.randn([shape[dimension] for dimension in order]).permute(places)
+    norm = nn.GroupNorm(2, 4)
+    ours, theirs = x.detach().requires_grad_(), x.detach().requires_grad_()
+    numbers = (2, norm.eps, 1, 0)
+    found = NormSiLUConv.apply(ours, norm.weight, norm.bias, None, None, numbers, x.dtype)
+    expected = torch.nn.functional.silu(norm(theirs))
+    torch.testing.assert_close(found, expected)
+    found.sin().sum().backward()
+    expected.sin().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 @pytest.mark.parametrize("has_linear", [True, False])
 def test_gradients_of_a_gated_unit_with_its_layer(has_linear):
     torch.manual_seed(0)
