@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_up_logging()
         if speaks:
             keep_translation(options.config, *options.overrides, check=options.check)
+        from modules.lean_imports import import_diffusers
+
+        import_diffusers()
         from modules.out_of_memory import out_of_memory_explained
         from modules.trainer import Trainer
         from modules.trial import Trial

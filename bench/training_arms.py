@@ -24,6 +24,9 @@ def ours(settings: Mapping[str, Any]) -> Step:
     import yaml
 
     from modules.config import load
+    from modules.lean_imports import import_diffusers
+
+    import_diffusers()
     from modules.trainer import Trainer
 
     path = Path(settings["folder"]) / f"{settings['kind']}.yaml"

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 _LEAST_RATIO = 1.5  # of the loss that would be trained to the other
 _MOST = 0.75  # of the other, to that of a model which predicts nothing
 _IMAGES = 8
+_FEW = 2  # images after which a model that is far from being refused passes
 
 
 def check_prediction(
@@ -31,9 +32,9 @@ def check_prediction(
 ) -> None:
     """Measure a model before its first step, as noise and as velocity, on images of the dataset.
 
-    A model that does neither well, as a random one, passes. Images are measured `batch_size` at a
-    time. `is_told`: the config names the objective, so that it is on purpose, and a contradiction
-    is a warning only.
+    A model that does neither well, as a random one, passes. Two images are measured, and eight
+    where two don't make it clear. `is_told`: the config names the objective, so that it is on
+    purpose, and a contradiction is a warning only.
 
     Raises:
         ValueError: it was trained for the other type; gives both losses, and what to write.
@@ -41,13 +42,13 @@ def check_prediction(
     trained, model = getattr(parts.objective, "prediction_type", None), parts.model
     if trained not in OBJECTIVES:
         return
-    losses, nothing = _measure(parts, accelerator, batch_size)
+    losses, nothing, images = _measure(parts, accelerator, trained, most=min(batch_size, _FEW))
     (other,) = losses.keys() - {trained}
     if losses[trained] <= _LEAST_RATIO * losses[other] or losses[other] >= _MOST * nothing[other]:
         return
     found = (
-        f"{model.path}: predicts {other}, not {trained}: on {min(_IMAGES, len(parts.dataset))} of "
-        f"the images its loss is {losses[other]:.3f} as {other} and {losses[trained]:.3f} as "
+        f"{model.path}: predicts {other}, not {trained}: on {images} of the "
+        f"images its loss is {losses[other]:.3f} as {other} and {losses[trained]:.3f} as "
         f"{trained}"
     )
     if is_told:
@@ -61,8 +62,13 @@ def check_prediction(
     )
 
 
-def _measure(parts: RunParts, accelerator: Accelerator, most: int) -> list[dict[str, float]]:
-    """By type, the mean losses and those of predicting nothing, by the path that training takes."""
+def _measure(
+    parts: RunParts, accelerator: Accelerator, trained: str, *, most: int
+) -> tuple[dict[str, float], dict[str, float], int]:
+    """By type, the mean losses and those of predicting nothing, by the path that training takes.
+
+    The last is of how many images.
+    """
     model, networks = parts.model, list(parts.networks.values())
     sums, images = torch.zeros(2, len(OBJECTIVES), dtype=torch.float64), 0
     with drawn_apart("prediction"), evaluation(model, networks), accelerator.autocast():
@@ -73,7 +79,17 @@ def _measure(parts: RunParts, accelerator: Accelerator, most: int) -> list[dict[
             count = len(batch.captions)
             sums += count * torch.tensor([found[name] for name in OBJECTIVES]).T
             images += count
-    return [dict(zip(OBJECTIVES, row, strict=True)) for row in (sums / images).tolist()]
+            losses, nothing = (
+                dict(zip(OBJECTIVES, row, strict=True)) for row in (sums / images).tolist()
+            )
+            if images >= _FEW and _is_far_from_refusal(losses, nothing, trained):
+                break
+    return losses, nothing, images
+
+
+def _is_far_from_refusal(losses: dict[str, float], nothing: dict[str, float], trained: str) -> bool:
+    (other,) = losses.keys() - {trained}
+    return losses[trained] <= losses[other] or losses[other] >= nothing[other]
 
 
 def _remedy(model: Any, other: str) -> str:

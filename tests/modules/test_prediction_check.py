@@ -14,6 +14,7 @@ from interrupted_runs import assemble, interrupted
 
 from modules import models
 from modules.errors import ConfigError
+from modules.prediction_probe import measure
 from preprocess.bucketing import bucketing
 from preprocess.draw_shapes import draw_dataset
 from preprocess.latent import latent
@@ -140,3 +141,19 @@ def test_measuring_changes_nothing_of_a_run(write, monkeypatch):
         weights.append({k: v.clone() for k, v in trainer.networks["lora"].state_dict().items()})
         monkeypatch.setattr("modules.assembly.check_prediction", lambda *_, **__: None)
     assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_two_images_are_enough_where_they_make_it_clear(
+    is_right, write, mislabeled, monkeypatch, caplog
+):
+    measured = []
+
+    def count(model, batch, **options):
+        measured.append(len(batch.captions))
+        return measure(model, batch, **options)
+
+    monkeypatch.setattr("modules.prediction_check.measure", count)
+    objective = "VPrediction" if is_right else "Epsilon"
+    assemble(write(mislabeled), f"objective.module=modules.objectives.{objective}")
+    assert sum(measured) == (2 if is_right else 8)
