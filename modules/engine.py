@@ -18,6 +18,7 @@ from modules.meeting import PATIENCE, meet
 from modules.mixed_precision import checkpoint
 from modules.models.lean_blocks import keep_less
 from modules.models.patterns import matches
+from modules.models.quantized import plain_parameters, quantize_frozen
 from modules.models.spaces import release_memory
 
 if TYPE_CHECKING:
@@ -76,12 +77,13 @@ def prepare_modules(
     device: torch.device,
     mixed_precision: str,
     gradient_checkpointing: bool,
+    quantize: str | None = None,
 ) -> None:
     """Move everything to the device and set modes and dtypes.
 
     Trained parameters stay in float32. A component of which nothing is trained takes the compute
     dtype, and the denoiser then computes in it without autocast. The VAE is never in float16, where
-    it overflows.
+    it overflows. `quantize` names how frozen weights of the denoiser and text encoders are stored.
     """
     compute_dtype = _COMPUTE_DTYPES[mixed_precision]
     vae_dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
@@ -89,6 +91,8 @@ def prepare_modules(
     for name, module in pieces.items():
         trained = any(parameter.requires_grad for parameter in module.parameters())
         frozen_dtype = vae_dtype if name == "vae" else compute_dtype
+        if quantize is not None and name != "vae":
+            quantize_frozen(module, quantize, device=device)
         module.to(device, torch.float32 if trained else frozen_dtype)
         module.train(trained)
     for network in networks.values():
@@ -108,7 +112,7 @@ def own_dtype(model: Model, networks: Mapping[str, Any]) -> torch.dtype | None:
     denoiser = getattr(model, "denoiser", None)
     if denoiser is None or any(p.requires_grad for p in denoiser.parameters()):
         return None
-    dtypes = {p.dtype for p in denoiser.parameters()}
+    dtypes = {p.dtype for p in plain_parameters(denoiser)}
     follow = all(getattr(network, "follows_dtype", False) for network in networks.values())
     return dtypes.pop() if follow and dtypes in ({torch.float16}, {torch.bfloat16}) else None
 

@@ -127,7 +127,11 @@ class RunMemory:
         parts, config = self._parts, self.config
         networks, model = parts.networks, parts.model
         prepare_on_meta(
-            model, networks, mixed_precision=mixed_precision, checkpointing=checkpointing
+            model,
+            networks,
+            mixed_precision=mixed_precision,
+            checkpointing=checkpointing,
+            quantize=config.model.quantize,
         )
         every = [*self._modules, *([] if model.vae is None else [model.vae])]
         gradients = bytes_of(self.trained)

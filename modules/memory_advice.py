@@ -73,6 +73,10 @@ def find_advice(memory: RunMemory, rows: Rows, reload: Reload) -> Iterator[Advic
         again = rows[train.mixed_precision, True]
         change = "train.gradient_checkpointing: true"
         yield Advice(change, saved(lambda: again), "about a third more time")
+    if config.model.quantize is None and not config.model.trainable:
+        rounded = replace(config, model=replace(config.model, quantize="int8"))
+        change, cost = "model.quantize: int8", "frozen weights are rounded; a little slower"
+        yield Advice(change, saved(partial(_estimate, rounded, reload)), cost)
     least = train.minibatch_repeat
     if batch > least:
         steps = train.gradient_accumulation_steps * batch // least

@@ -15,6 +15,7 @@ from modules.models import layers
 from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
 from modules.models.folder import save_folder
 from modules.models.patterns import matches
+from modules.models.quantized import is_quantized
 from modules.models.text_encoder import TextEncoder
 from modules.models.verification import verify_folder
 from modules.verification import Verified
@@ -92,9 +93,19 @@ class Model:
         return found if self.vae is None else {**found, "vae": self.vae}
 
     def as_trained(self, name: str) -> Any:
-        """A piece as it should be saved: read again from the checkpoint if it was not changed."""
+        """A piece as it should be saved: read again from the checkpoint if it was not changed.
+
+        Raises:
+            ValueError: it was changed, and then rounded to 8 bits.
+        """
         if self.is_changed(name) or name not in self._originals:
-            return self.pieces()[name]
+            piece = self.pieces()[name]
+            if is_quantized(piece):
+                raise ValueError(
+                    f"{name}: its weights are stored in 8 bits (model.quantize), and what is "
+                    "rounded so is not saved as a model; take model.quantize out"
+                )
+            return piece
         return self._originals[name]()
 
     def is_changed(self, name: str) -> bool:
