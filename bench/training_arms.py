@@ -71,14 +71,14 @@ def peft(settings: Mapping[str, Any]) -> Step:
     batches = _batches(settings)
 
     def step() -> None:
-        latents, text = (tensor.to(device) for tensor in next(batches))
-        latents = latents * settings["scaling_factor"]
+        latents, conditions = next(batches)
+        latents = latents.to(device) * settings["scaling_factor"]
         noise = torch.randn_like(latents)
         count = schedule.config.num_train_timesteps
         times = torch.randint(0, count, (len(latents),), device=device)
         noisy = schedule.add_noise(latents, noise, times)
         with torch.autocast(device, dtype=precision, enabled=precision != torch.float32):
-            predicted = unet(noisy, times, encoder_hidden_states=text).sample
+            predicted = unet(noisy, times, **_on_device(conditions, device)).sample
             loss = F.mse_loss(predicted.float(), noise.float())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -108,11 +108,12 @@ def bare(settings: Mapping[str, Any]) -> Step:
     unet, device = trainer.model.denoiser, trainer.accelerator.device
 
     def step() -> None:
-        latents, text = (tensor.to(device) for tensor in next(batches))
+        latents, conditions = next(batches)
+        latents = latents.to(device)
         times = torch.randint(0, 1000, (len(latents),), device=device)
         noise = torch.randn_like(latents)
         with trainer.autocast():
-            predicted = unet(latents, times, encoder_hidden_states=text).sample
+            predicted = unet(latents, times, **_on_device(conditions, device)).sample
             (predicted - noise).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -120,28 +121,50 @@ def bare(settings: Mapping[str, Any]) -> Step:
     return step
 
 
-def _batches(settings: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Cached latents and text in shuffled batches, by a plain DataLoader."""
+def _batches(settings: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Cached latents and what the UNet is conditioned on, in shuffled batches of a DataLoader."""
     import numpy as np
     import torch
     from torch.utils.data import DataLoader, Dataset
 
     data = Path(settings["config"]["dataset"]["args"]["path"])
     names = sorted(path.stem for path in (data / "latents").glob("*.npy"))
+    side = settings["pixels"]
 
     class Cached(Dataset):
         def __len__(self) -> int:
             return len(names)
 
-        def __getitem__(self, number: int) -> tuple[Any, Any]:
+        def __getitem__(self, number: int) -> tuple[Any, dict[str, Any]]:
             latents = torch.from_numpy(np.load(data / "latents" / f"{names[number]}.npy"))
             with np.load(data / "text" / f"{names[number]}.npz") as text:
-                return latents, torch.from_numpy(text["encoder_hidden_states"])
+                conditions = {key: torch.from_numpy(text[key]) for key in text.files}
+            if "pooled_prompt_embeds" in conditions:
+                conditions["added_cond_kwargs"] = {
+                    "text_embeds": conditions.pop("pooled_prompt_embeds"),
+                    "time_ids": torch.tensor([side, side, 0.0, 0.0, side, side]),
+                }
+            return latents, conditions
 
     size = settings["config"]["train"]["batch_size"]
     loader = DataLoader(Cached(), batch_size=size, shuffle=True, drop_last=True)
     while True:
         yield from loader
+
+
+def _on_device(conditions: Any, device: Any) -> Any:
+    if isinstance(conditions, Mapping):
+        return {key: _on_device(value, device) for key, value in conditions.items()}
+    return conditions.to(device)
+
+
+def count_operations(step: Step) -> int:
+    """Make a step; return the floating-point operations of its matrix products and attention."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
 
 
 def serve() -> None:
@@ -155,6 +178,8 @@ def serve() -> None:
     step = {"ours": ours, "peft": peft, "bare": bare}[settings["arm"]](settings)
     step()
     print(json.dumps({"first_step": time.process_time()}), flush=True)
+    if settings["counts_operations"]:
+        print(json.dumps({"operations": count_operations(step)}), flush=True)
     for line in sys.stdin:
         began, wall = time.process_time(), time.perf_counter()
         for _ in range(int(line)):

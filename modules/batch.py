@@ -52,6 +52,17 @@ class Batch:
         """Return the batch in page-locked memory; the dataloader calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of it."""
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self._map(note)
+        return found
+
     def repeat(self, count: int) -> Batch:
         """Return the batch with each image `count` times, one beside the other."""
         if count == 1:

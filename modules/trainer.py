@@ -17,6 +17,7 @@ from modules.averaging import MovingAverage, Weights, saved_versions
 from modules.batch import Batch
 from modules.coverage import Ledger, NoLedger
 from modules.denoising import denoising_error
+from modules.device_copies import on_device
 from modules.engine import LossModule, memory_returned
 from modules.errors import survived
 from modules.loading import Group, Source, step_groups
@@ -153,12 +154,11 @@ class Trainer:
 
     def step_groups(self) -> Iterator[Group]:
         """The batches of one optimizer step after another, behind those of finished steps."""
-        return step_groups(
-            self.source,
-            prior=self.prior,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-            done=self.step,
+        count = self.gradient_accumulation_steps
+        groups = step_groups(
+            self.source, prior=self.prior, gradient_accumulation_steps=count, done=self.step
         )
+        return on_device(groups, self.accelerator.device)
 
     def train(self) -> None:
         """Train to `max_train_steps`, from wherever it stands.

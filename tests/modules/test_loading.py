@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Dataset
 
-from modules.batch import Sample
+from modules.batch import Batch, Sample
 from modules.buckets import BucketBatchSampler
+from modules.device_copies import on_device
 from modules.loading import Source, make_source, step_groups
 
 
@@ -89,3 +90,15 @@ def test_a_rank_without_an_image_has_weight_zero_and_the_others_the_mean():
     assert [[part.images for part in group] for group in parts] == [[2, 1], [2, 1]]
     assert [part.weight for part in parts[0]] == [2 / 3, 2 / 3]  # gradients are averaged over two
     assert [part.weight for part in parts[1]] == [2 / 3, 0]
+
+
+def test_where_there_is_no_stream_to_copy_in_the_groups_stay_as_they_are():
+    groups = iter([])
+    assert on_device(groups, torch.device("cpu")) is groups
+
+
+def test_a_batch_knows_all_its_tensors():
+    batch = Batch(
+        captions=["a"], latents=torch.zeros(1), extras={"pfg": torch.ones(1)}, mask=torch.ones(2)
+    )
+    assert [len(tensor) for tensor in batch.tensors()] == [1, 2, 1]

@@ -1,0 +1,81 @@
+"""The benchmark of training, on a model that trains in no time."""
+
+from dataclasses import replace
+
+import pytest
+
+from bench import training
+from bench.training_models import ARCHITECTURES, Architecture, make_model
+
+SMALL_UNET = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+}
+SMALL_VAE = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1}
+SMALL_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": 32,
+}
+SMALL_SDXL = Architecture(
+    published="sdxl",
+    latent_size=8,
+    changes={
+        "unet": {
+            **SMALL_UNET,
+            "cross_attention_dim": 64,
+            "transformer_layers_per_block": 1,
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 32,
+        },
+        "vae": SMALL_VAE,
+        "text_encoder": SMALL_TEXT,
+        "text_encoder_2": SMALL_TEXT,
+    },
+)
+SMALL = replace(
+    ARCHITECTURES["reduced"],
+    latent_size=8,
+    changes={"unet": {**SMALL_UNET, "cross_attention_dim": 64}},
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(SMALL, marks=pytest.mark.exhaustive, id="sd1"),
+        pytest.param(SMALL_SDXL, id="sdxl"),
+    ],
+)
+def test_rows(architecture, capsys, monkeypatch):
+    monkeypatch.setitem(training.ARCHITECTURES, "reduced", architecture)
+    arguments = "--precisions no --batch-sizes 2 --rounds 2 --steps 1 --images 4 --peak 1"
+    assert training.main(arguments.split()) == 0
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    header, lora, full = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])
+    )
+    assert header == list(training.HEADER)
+    assert [row[0] for row in (lora, full)] == ["reduced, LoRA, fp32", "reduced, full, fp32"]
+    for row in (lora, full):
+        ours, theirs = float(row[5]), float(row[6])
+        assert row[7] == f"**{ours / theirs:.2f}**"
+        assert 100 < ours < 4000
+        assert "MFU" in row[9]
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_real_architectures_have_their_size(name):
+    import torch
+
+    with torch.device("meta"):
+        model = make_model(ARCHITECTURES[name])
+    count = sum(p.numel() for p in model.denoiser.parameters())
+    assert count == {"sd1": 859_520_964, "sdxl": 2_567_463_684}[name]
