@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from modules.batch import Sample
+from modules.block_offload import spared_bytes
 from modules.live_memory import Peak, bytes_of, stored
 from modules.memory_trace import (
     META,
@@ -114,6 +115,15 @@ class RunMemory:
         latents = torch.empty(model.latent_channels, height, width)
         self.sample = replace(self.sample, pixel_values=None, latents=latents)
 
+    def spared(self, blocks: int) -> int:
+        """Bytes of weights that are not on the card if so many blocks of the denoiser rest."""
+        return spared_bytes(self.denoiser, blocks) if blocks else 0
+
+    @property
+    def denoiser(self) -> Any:
+        """The model's denoiser, on `meta`."""
+        return self._parts.model.denoiser
+
     def estimate(self, mixed_precision: str, *, checkpointing: bool) -> Estimate:
         """The estimate at a precision; those with checkpointing come after those without."""
         key = mixed_precision, checkpointing
@@ -133,11 +143,12 @@ class RunMemory:
             checkpointing=checkpointing,
             quantize=config.model.quantize,
         )
+        offloaded = config.model.offload_blocks
         every = [*self._modules, *([] if model.vae is None else [model.vae])]
         gradients = bytes_of(self.trained)
         other = [e for (p, _), e in self._found.items() if p == mixed_precision]
         return Estimate(
-            weights=bytes_of(t for part in every for t in stored(part)),
+            weights=bytes_of(t for part in every for t in stored(part)) - self.spared(offloaded),
             average=gradients if config.ema else 0,
             state=self._state[0],
             gradients=gradients,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from diffusers import DDPMScheduler
@@ -19,6 +19,9 @@ from modules.models.quantized import is_quantized
 from modules.models.text_encoder import TextEncoder
 from modules.models.verification import verify_folder
 from modules.verification import Verified
+
+if TYPE_CHECKING:
+    from modules.block_offload import BlockOffload
 
 
 class Model:
@@ -36,6 +39,8 @@ class Model:
     prediction_source: str | None = "its scheduler"  # what says the type; None: nothing does
     denoiser_dtype: torch.dtype | None = None
     """What a frozen denoiser computes in by itself; None leaves it to mixed precision."""
+    offload: BlockOffload | None = None
+    """Brings the weights of the denoiser's blocks that rest in the machine's memory."""
 
     def __init__(
         self,
