@@ -92,7 +92,9 @@ class BlockOffload:
         self._following: dict[Moment, Moment] = {}
         self._last: Moment | None = None
         for name, resting in self.blocks.items():
-            before, behind = partial(self._before, name), partial(self._behind, name)
+            # What is compiled is the block between them: they act on memory, not on values.
+            before = torch.compiler.disable(partial(self._before, name))
+            behind = torch.compiler.disable(partial(self._behind, name))
             resting.block.register_forward_pre_hook(before, with_kwargs=True)
             resting.block.register_forward_hook(behind, with_kwargs=True)
 

@@ -112,6 +112,15 @@ def test_each_block_comes_once_for_each_pass(checkpointing):
     assert passes.offload.transfers - before == 2 * ALL - 2
 
 
+def test_blocks_may_be_compiled():
+    whole, resting = (Passes(count=count, quantize="int8") for count in (0, ALL))
+    for block in list(find_blocks(resting.unet).values())[1:3]:
+        block.compile(backend="aot_eager")
+    wanted = whole.step()
+    for _ in range(3):
+        assert_near(wanted, resting.step())
+
+
 def test_weights_at_rest_can_be_read_and_a_move_passes_them_by():
     passes = Passes(count=ALL)
     plain = tiny.make_sd(sd2=True).denoiser.double().state_dict()
