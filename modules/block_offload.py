@@ -30,19 +30,20 @@ Moment = tuple[str, str]
 def find_blocks(denoiser: Any) -> dict[str, nn.Module]:
     """The blocks of a denoiser by path: the innermost of what diffusers keeps on one device."""
     kinds = set(getattr(denoiser, "_no_split_modules", None) or ())
-    found = {n: m for n, m in denoiser.named_modules() if type(m).__name__ in kinds}
+    named = denoiser.named_modules() if kinds else ()
+    found = {n: m for n, m in named if type(m).__name__ in kinds}
     outer = {n for n in found for inner in found if inner.startswith(f"{n}.")}
     return {name: block for name, block in found.items() if name not in outer}
 
 
-def choose_blocks(denoiser: Any, count: int) -> dict[str, nn.Module]:
-    """The `count` largest blocks of a denoiser by path.
+def choose_blocks(denoiser: Any, count: int | None) -> dict[str, nn.Module]:
+    """The `count` largest blocks of a denoiser by path, or all of them.
 
     Raises:
         ValueError: it has fewer.
     """
     blocks = find_blocks(denoiser)
-    if count > len(blocks):
+    if count is not None and count > len(blocks):
         raise ValueError(
             f"{count} blocks, but this {type(denoiser).__name__} has {len(blocks)}; give at most "
             "that number"
@@ -51,8 +52,8 @@ def choose_blocks(denoiser: Any, count: int) -> dict[str, nn.Module]:
     return {name: blocks[name] for name in largest[:count]}
 
 
-def spared_bytes(denoiser: Any, count: int) -> int:
-    """Bytes of a card that `count` blocks leave free: all of theirs but those of two at a time."""
+def spared_bytes(denoiser: Any, count: int | None) -> int:
+    """Bytes of a card that `count` blocks, or all, leave free: theirs but for two at a time."""
     blocks = list(choose_blocks(denoiser, count).values())
     own = sum(parameter.nbytes for block in blocks for parameter in block.parameters())
     return max(0, own - sum(size_of(block) for block in blocks[:2]))

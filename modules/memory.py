@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from modules.batch import Sample
-from modules.block_offload import spared_bytes
+from modules.block_offload import find_blocks, spared_bytes
 from modules.live_memory import Peak, bytes_of, stored
 from modules.memory_trace import (
     META,
@@ -26,6 +26,7 @@ from modules.memory_trace import (
     trace_step,
     trained_of,
 )
+from modules.models.quantized import bytes_spared
 from modules.optimizer_memory import measure_optimizer
 from modules.run_kinds import kind_of
 from modules.run_parts import RunParts
@@ -51,6 +52,8 @@ class Estimate:
     step: Peak  # of forward and backward, by images of a batch
     sampling: int
     repeats: int
+    rounding: int  # of `weights`, what frozen ones would leave free in int8
+    resting: int  # and what all blocks of the denoiser would
 
     @property
     def kept(self) -> int:
@@ -115,14 +118,10 @@ class RunMemory:
         latents = torch.empty(model.latent_channels, height, width)
         self.sample = replace(self.sample, pixel_values=None, latents=latents)
 
-    def spared(self, blocks: int) -> int:
-        """Bytes of weights that are not on the card if so many blocks of the denoiser rest."""
-        return spared_bytes(self.denoiser, blocks) if blocks else 0
-
     @property
-    def denoiser(self) -> Any:
-        """The model's denoiser, on `meta`."""
-        return self._parts.model.denoiser
+    def blocks(self) -> int:
+        """How many blocks of the denoiser could rest in the machine's memory."""
+        return len(find_blocks(self._parts.model.denoiser))
 
     def estimate(self, mixed_precision: str, *, checkpointing: bool) -> Estimate:
         """The estimate at a precision; those with checkpointing come after those without."""
@@ -143,12 +142,12 @@ class RunMemory:
             checkpointing=checkpointing,
             quantize=config.model.quantize,
         )
-        offloaded = config.model.offload_blocks
+        spared = spared_bytes(model.denoiser, config.model.offload_blocks)
         every = [*self._modules, *([] if model.vae is None else [model.vae])]
         gradients = bytes_of(self.trained)
         other = [e for (p, _), e in self._found.items() if p == mixed_precision]
         return Estimate(
-            weights=bytes_of(t for part in every for t in stored(part)) - self.spared(offloaded),
+            weights=bytes_of(t for part in every for t in stored(part)) - spared,
             average=gradients if config.ema else 0,
             state=self._state[0],
             gradients=gradients,
@@ -157,6 +156,8 @@ class RunMemory:
             step=self._step(mixed_precision, checkpointing, every),
             sampling=other[0].sampling if other else self._sampling(mixed_precision),
             repeats=config.train.minibatch_repeat,
+            rounding=sum(bytes_spared(part) for part in model.components().values()),
+            resting=spared_bytes(model.denoiser, None) - spared,
         )
 
     @property

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch.nn import Parameter
 
-from modules.block_offload import find_blocks
 from modules.memory import GIB, Estimate, RunMemory
 from modules.optimizer_memory import measure_optimizer
 from modules.run_parts import RunParts
@@ -75,14 +74,13 @@ def find_advice(memory: RunMemory, rows: Rows, reload: Reload) -> Iterator[Advic
         change = "train.gradient_checkpointing: true"
         yield Advice(change, saved(lambda: again), "about a third more time")
     if config.model.quantize is None and not config.model.trainable:
-        rounded = replace(config, model=replace(config.model, quantize="int8"))
         change, cost = "model.quantize: int8", "frozen weights are rounded; a little slower"
-        yield Advice(change, saved(partial(_estimate, rounded, reload)), cost)
+        rounded = replace(own, weights=own.weights - own.rounding)
+        yield Advice(change, saved(lambda: rounded), cost)
     if not (config.model.offload_blocks or config.model.trainable):
-        count = len(find_blocks(memory.denoiser))
-        spared = replace(own, weights=own.weights - memory.spared(count))
-        cost = "they cross to the card in each pass"
-        yield Advice(f"model.offload_blocks: {count}", saved(lambda: spared), cost)
+        change, cost = f"model.offload_blocks: {memory.blocks}", "slower: they come in each pass"
+        resting = replace(own, weights=own.weights - own.resting)
+        yield Advice(change, saved(lambda: resting), cost)
     least = train.minibatch_repeat
     if batch > least:
         steps = train.gradient_accumulation_steps * batch // least

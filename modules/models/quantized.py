@@ -47,6 +47,13 @@ def quantize_frozen(module: nn.Module, name: str, *, device: torch.device) -> in
     return len(layers)
 
 
+def bytes_spared(module: nn.Module | None) -> int:
+    """Bytes that a module's frozen weights would leave free in int8."""
+    layers: Any = () if module is None else filter(_is_fit, module.modules())
+    weights = [layer.weight for layer in layers if not layer.weight.requires_grad]
+    return sum(w.nbytes - w.numel() - 4 * len(w) for w in weights)
+
+
 def is_quantized(module: nn.Module) -> bool:
     """Whether weights of a module are stored in 8 bits."""
     return any(isinstance(part, QuantizedLayer) for part in module.modules())

@@ -208,6 +208,18 @@ def test_the_estimate_counts_what_is_on_the_device(write_config, quantize):
     assert others + max(seen) <= estimate.weights
 
 
+def test_the_advice_counts_all_blocks(write_config):
+    path = write_config(networks=LORA)
+    found = []
+    for count in (0, 4, ALL):
+        config = load(path, f"model.offload_blocks={count}")
+        memory = RunMemory(config, load_parts(config, weights=False))
+        assert memory.blocks == ALL
+        found.append(memory.estimate("bf16", checkpointing=False))
+    assert found[0].weights > found[1].weights > found[2].weights
+    assert {each.weights - each.resting for each in found} == {found[2].weights}
+
+
 def test_more_blocks_than_there_are(write_config):
     path = write_config(networks=LORA, model={"offload_blocks": 99})
     unet = tiny.make_sd().denoiser
