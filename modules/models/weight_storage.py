@@ -90,9 +90,14 @@ class NormalFloat4:
         return dequantize_4bit(codes, state).view(shape)
 
 
+def storage_packages(name: str | None) -> list[str]:
+    """The packages that weights are stored by, beside torch."""
+    return ["bitsandbytes"] if name == NormalFloat4.name else []
+
+
 def storage_faults(name: str | None) -> list[str]:
     """Why weights can't be stored so here, if they can't."""
-    if name != NormalFloat4.name:
+    if not storage_packages(name):
         return []
     try:
         resolve("bitsandbytes.functional.quantize_4bit")

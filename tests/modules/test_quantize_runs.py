@@ -9,12 +9,14 @@ import sys
 import pytest
 import torch
 from interrupted_runs import LORA, assemble, interrupted
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import main
 from modules.config import load
 from modules.errors import ConfigError
 from modules.models.quantized import QuantizedLayer
+from modules.receipt_keys import BASE, PACKAGES
 from modules.trainer import Trainer
 
 BOTH = ["unet", "text_encoders"]
@@ -72,6 +74,20 @@ def test_a_run_of_one_adapter_is_near_to_that_over_the_whole_base(write_config):
         found[name] = torch.tensor(losses(trainer))
     assert not torch.equal(found["null"], found["int8"])
     assert torch.allclose(found["null"], found["int8"], rtol=0.01)
+
+
+def test_the_receipt_names_the_file_that_was_read_and_what_stored_it(write_config):
+    path = write_config(networks=LORA)
+    told = {}
+    for name in ("null", "nf4"):
+        trainer = assemble(path, f"model.quantize={name}", f"save.name={name}")
+        trainer.train()
+        written = trainer.directory / f"{trainer.name}.safetensors"
+        with safe_open(written, framework="pt") as file:
+            told[name] = file.metadata()
+    assert told["nf4"][BASE] == told["null"][BASE]
+    assert "bitsandbytes" in json.loads(told["nf4"][PACKAGES])
+    assert "bitsandbytes" not in json.loads(told["null"][PACKAGES])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
