@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from modules.models.lean_blocks import keep_less
 from modules.models.quantized import (
     QuantizedLayer,
     is_quantized,
@@ -128,3 +129,27 @@ def test_a_changed_piece_that_was_rounded_is_not_saved(tmp_path):
     model.mark_changed(["unet.conv_in"])
     with pytest.raises(ValueError, match=r"unet: its weights are stored in 8 bits"):
         model.save_pretrained(tmp_path / "whole", dtype=torch.float32)
+
+
+def test_blocks_of_stored_layers_keep_as_little_as_others():
+    kept = {}
+    for name in (None, "int8"):
+        unet = tiny.make_sd(sd2=True).denoiser.requires_grad_(False)
+        if name:
+            quantize_frozen(unet, name, device=CPU)
+        weights = {p.data_ptr() for p in unet.parameters()}
+        blocks, sizes = keep_less(unet), {}
+
+        def note(tensor, weights=weights, sizes=sizes):
+            if tensor.data_ptr() not in weights:
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        sample = torch.randn(32, 4, 8, 8, requires_grad=True)
+        states = torch.randn(32, 16, 32)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = unet(sample, torch.tensor(3), encoder_hidden_states=states).sample
+        assert output.requires_grad
+        kept[name] = (blocks, sum(sizes.values()))
+    assert kept["int8"][0] == kept[None][0] > 8
+    assert kept["int8"][1] <= kept[None][1]
