@@ -8,8 +8,10 @@ import pytest
 import tiny
 import torch
 from interrupted_runs import LORA, assemble, interrupted
+from real_folders import save_configs
 from safetensors.torch import load_file
 
+from modules import models
 from modules.block_offload import find_blocks, offload_blocks, spared_bytes
 from modules.config import load
 from modules.errors import ConfigError
@@ -218,6 +220,15 @@ def test_the_advice_counts_all_blocks(write_config):
         found.append(memory.estimate("bf16", checkpointing=False))
     assert found[0].weights > found[1].weights > found[2].weights
     assert {each.weights - each.resting for each in found} == {found[2].weights}
+
+
+@pytest.mark.parametrize(("name", "count"), [("sd1", 38), ("sdxl", 87)])
+def test_published_models_have_as_many_blocks_as_the_page_says(tmp_path, name, count):
+    model = models.load(str(save_configs(name, tmp_path / name)), weights=False)
+    assert len(find_blocks(model.denoiser)) == count
+    spared = spared_bytes(model.denoiser, None)
+    whole = sum(parameter.nbytes for parameter in model.denoiser.parameters())
+    assert 0.75 * whole < spared < whole
 
 
 def test_more_blocks_than_there_are(write_config):
