@@ -99,6 +99,8 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         device=accelerator.device,
         mixed_precision=train.mixed_precision,
         gradient_checkpointing=train.gradient_checkpointing,
+        quantize=config.model.quantize,
+        offload=config.model.offload_blocks,
     )
     set_attention(parts.model, parts.networks, train.attention)
     if train.tome_ratio:

@@ -11,6 +11,7 @@ from modules.contracts import lacking_methods
 from modules.errors import ConfigError
 from modules.hardware import precision_fault
 from modules.hints import nearest
+from modules.models.weight_storage import storage_faults
 from modules.optimizer_class import optimizer_faults, own_rate_faults
 from modules.parts import build_sampler, build_saver, sampler_arguments, saver_arguments
 from modules.run_kinds import kind_of
@@ -50,6 +51,7 @@ def check_components(config: Config) -> None:
     precision = precision_fault(config.train.mixed_precision)
     if precision:
         faults.append(precision)
+    faults += storage_faults(config.model.quantize)
     faults += _logger_faults(config)
     if not faults:  # what only the classes themselves can judge: ranks, prompts, intervals
         for name, network in config.networks.items():

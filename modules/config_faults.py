@@ -201,6 +201,11 @@ def _check_batch(config: Config, faults: YamlSource) -> None:
 
 
 def _check_trained(config: Config, faults: YamlSource) -> None:
+    for key in ("quantize", "offload_blocks") if config.model.trainable else ():
+        if getattr(config.model, key) and not faults.is_faulty(("model", key)):
+            named = ", ".join(config.model.trainable)
+            fault = f"is for weights that are not trained, but model.trainable names {named}"
+            faults.fault(("model", key), f"{fault}; keep one of them")
     if config.model.trainable or any(network.train for network in config.networks.values()):
         return
     if faults.is_faulty(("networks",)) or faults.is_faulty(("model", "trainable")):

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from modules.batch import Batch
+from modules.block_offload import offload_blocks
 from modules.console import OUR_LOGGERS
 from modules.errors import ConfigError
 from modules.meeting import PATIENCE, meet
 from modules.mixed_precision import checkpoint
 from modules.models.lean_blocks import keep_less
 from modules.models.patterns import matches
+from modules.models.quantized import plain_parameters, quantize_frozen
 from modules.models.spaces import release_memory
 
 if TYPE_CHECKING:
@@ -76,12 +78,15 @@ def prepare_modules(
     device: torch.device,
     mixed_precision: str,
     gradient_checkpointing: bool,
+    quantize: str | None = None,
+    offload: int = 0,
 ) -> None:
     """Move everything to the device and set modes and dtypes.
 
     Trained parameters stay in float32. A component of which nothing is trained takes the compute
     dtype, and the denoiser then computes in it without autocast. The VAE is never in float16, where
-    it overflows.
+    it overflows. `quantize` names how frozen weights of the denoiser and text encoders are stored;
+    `offload` blocks of the denoiser, all of it frozen, rest in the machine's memory.
     """
     compute_dtype = _COMPUTE_DTYPES[mixed_precision]
     vae_dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
@@ -89,7 +94,13 @@ def prepare_modules(
     for name, module in pieces.items():
         trained = any(parameter.requires_grad for parameter in module.parameters())
         frozen_dtype = vae_dtype if name == "vae" else compute_dtype
-        module.to(device, torch.float32 if trained else frozen_dtype)
+        if quantize is not None and name != "vae":
+            quantize_frozen(module, quantize, device=device)
+        dtype = torch.float32 if trained else frozen_dtype
+        if offload and name == "unet":
+            module.to(dtype=dtype)
+            model.offload = offload_blocks(module, offload, device=device)
+        module.to(device, dtype)
         module.train(trained)
     for network in networks.values():
         prepare_network(network.to(device), mixed_precision=mixed_precision)
@@ -108,7 +119,7 @@ def own_dtype(model: Model, networks: Mapping[str, Any]) -> torch.dtype | None:
     denoiser = getattr(model, "denoiser", None)
     if denoiser is None or any(p.requires_grad for p in denoiser.parameters()):
         return None
-    dtypes = {p.dtype for p in denoiser.parameters()}
+    dtypes = {p.dtype for p in plain_parameters(denoiser)}
     follow = all(getattr(network, "follows_dtype", False) for network in networks.values())
     return dtypes.pop() if follow and dtypes in ({torch.float16}, {torch.bfloat16}) else None
 
@@ -152,6 +163,10 @@ class LossModule(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(modules)
         self.compute = compute
+        # What rests is as every process has read it: DDP need not send it when it begins, and
+        # could not where it is not on the device.
+        resting = [name for name, p in self.named_parameters() if not p.requires_grad]
+        self._ddp_params_and_buffers_to_ignore = resting
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of a batch."""

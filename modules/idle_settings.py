@@ -44,6 +44,8 @@ def idle_settings(config: Config) -> list[str]:
             f"train.learning_rate has no effect: {config.optimizer.module} follows one of its own; "
             "write optimizer.args.relative_step: false to set it"
         )
+    if 0 < config.model.offload_blocks <= 2:
+        lines.append("model.offload_blocks has no effect below 3: two are on the card at a time")
     for name, network in config.networks.items():
         if not network.train and network.resume is None:
             lines.append(f"networks.{name} stays as it starts, with train: false and no resume")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from modules.batch import Sample
+from modules.block_offload import find_blocks, spared_bytes
 from modules.live_memory import Peak, bytes_of, stored
 from modules.memory_trace import (
     META,
@@ -25,6 +26,7 @@ from modules.memory_trace import (
     trace_step,
     trained_of,
 )
+from modules.models.quantized import bytes_spared
 from modules.optimizer_memory import measure_optimizer
 from modules.run_kinds import kind_of
 from modules.run_parts import RunParts
@@ -50,6 +52,8 @@ class Estimate:
     step: Peak  # of forward and backward, by images of a batch
     sampling: int
     repeats: int
+    rounding: int  # of `weights`, what frozen ones would leave free in int8
+    resting: int  # and what all blocks of the denoiser would
 
     @property
     def kept(self) -> int:
@@ -114,6 +118,11 @@ class RunMemory:
         latents = torch.empty(model.latent_channels, height, width)
         self.sample = replace(self.sample, pixel_values=None, latents=latents)
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks of the denoiser could rest in the machine's memory."""
+        return len(find_blocks(self._parts.model.denoiser))
+
     def estimate(self, mixed_precision: str, *, checkpointing: bool) -> Estimate:
         """The estimate at a precision; those with checkpointing come after those without."""
         key = mixed_precision, checkpointing
@@ -127,13 +136,18 @@ class RunMemory:
         parts, config = self._parts, self.config
         networks, model = parts.networks, parts.model
         prepare_on_meta(
-            model, networks, mixed_precision=mixed_precision, checkpointing=checkpointing
+            model,
+            networks,
+            mixed_precision=mixed_precision,
+            checkpointing=checkpointing,
+            quantize=config.model.quantize,
         )
+        spared = spared_bytes(model.denoiser, config.model.offload_blocks)
         every = [*self._modules, *([] if model.vae is None else [model.vae])]
         gradients = bytes_of(self.trained)
         other = [e for (p, _), e in self._found.items() if p == mixed_precision]
         return Estimate(
-            weights=bytes_of(t for part in every for t in stored(part)),
+            weights=bytes_of(t for part in every for t in stored(part)) - spared,
             average=gradients if config.ema else 0,
             state=self._state[0],
             gradients=gradients,
@@ -142,6 +156,8 @@ class RunMemory:
             step=self._step(mixed_precision, checkpointing, every),
             sampling=other[0].sampling if other else self._sampling(mixed_precision),
             repeats=config.train.minibatch_repeat,
+            rounding=sum(bytes_spared(part) for part in model.components().values()),
+            resting=spared_bytes(model.denoiser, None) - spared,
         )
 
     @property

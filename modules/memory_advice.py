@@ -73,6 +73,14 @@ def find_advice(memory: RunMemory, rows: Rows, reload: Reload) -> Iterator[Advic
         again = rows[train.mixed_precision, True]
         change = "train.gradient_checkpointing: true"
         yield Advice(change, saved(lambda: again), "about a third more time")
+    if config.model.quantize is None and not config.model.trainable:
+        change, cost = "model.quantize: int8", "frozen weights are rounded; a little slower"
+        rounded = replace(own, weights=own.weights - own.rounding)
+        yield Advice(change, saved(lambda: rounded), cost)
+    if not (config.model.offload_blocks or config.model.trainable):
+        change, cost = f"model.offload_blocks: {memory.blocks}", "slower: they come in each pass"
+        resting = replace(own, weights=own.weights - own.resting)
+        yield Advice(change, saved(lambda: resting), cost)
     least = train.minibatch_repeat
     if batch > least:
         steps = train.gradient_accumulation_steps * batch // least

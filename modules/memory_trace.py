@@ -33,7 +33,12 @@ def put_on_meta(module: nn.Module) -> None:
 
 
 def prepare_on_meta(
-    model: Any, networks: Mapping[str, Any], *, mixed_precision: str, checkpointing: bool
+    model: Any,
+    networks: Mapping[str, Any],
+    *,
+    mixed_precision: str,
+    checkpointing: bool,
+    quantize: str | None,
 ) -> None:
     """Give everything the modes and dtypes that it has in the run."""
     prepare_modules(
@@ -42,6 +47,7 @@ def prepare_on_meta(
         device=META,
         mixed_precision=mixed_precision,
         gradient_checkpointing=False,
+        quantize=quantize,
     )
     for network in networks.values():
         prepare_network(network, mixed_precision=mixed_precision)

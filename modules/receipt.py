@@ -20,6 +20,7 @@ from modules.dataset_contents import DatasetContents
 from modules.dataset_facts import dataset_facts
 from modules.file_hashes import FileHashes, find_weights, hash_weights
 from modules.masking import mask_secrets
+from modules.models.weight_storage import storage_packages
 from modules.package_versions import package_versions
 from modules.receipt_keys import (
     BASE,
@@ -137,9 +138,10 @@ def make_receipt(
     weights = {"model.path": config.model.path, "model.vae": config.model.vae}
     for name, network in config.networks.items():
         weights[f"networks.{name}.resume"] = network.resume
+    storing = storage_packages(config.model.quantize)
     told = {
         CONFIG: dump(escape(mask_secrets(asdict(config)))),
-        PACKAGES: json.dumps(package_versions([config.optimizer.module])),
+        PACKAGES: json.dumps(package_versions([config.optimizer.module, *storing])),
         DEVICES: devices,
     }
     given = {key: path for key, path in weights.items() if path is not None}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from modules.block_offload import choose_blocks
 from modules.errors import explained
 from modules.latent_origins import check_latent_origins
 from modules.optimizer import ParameterGroup
@@ -71,6 +72,9 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
     if weights:
         batches = partial(sample_batches, datasets["dataset"])
         explained("model", partial(settle_prediction, model, batches))
+    if config.model.offload_blocks:
+        check = partial(choose_blocks, model.denoiser, config.model.offload_blocks)
+        explained("model.offload_blocks", check)
     trained_base = explained("model.trainable", lambda: select_trained(config, model))
     if trained_base and config.save.format == "single_file":
         explained("save.format", model.check_single_file)

@@ -37,6 +37,12 @@ class ModelConfig:
     """Tokens of a caption that are read: one, two or three chunks of CLIP's length."""
     clip_skip: Count | None = None
     """Layer at which text encoders are read, from their end; null is 1, for XL 2."""
+    quantize: Literal["int8", "fp8", "nf4"] | None = None
+    """Store frozen weights of denoiser and text encoders in 8 or 4 bits: less memory, less exact,
+    a little slower. Nothing of the base can be trained then."""
+    offload_blocks: Natural = 0
+    """So many blocks of the denoiser, the largest, rest in the machine's memory and come to the
+    card when they compute: less of its memory, more time. Nothing of the base can be trained."""
     trainable: list[str] = field(default_factory=list)
     """Parts of the base that are trained: module paths as `unet`, `unet.up_blocks`,
     `text_encoders`, `text_encoders.0`; `*` stands for anything. Or of the VAE: `vae.decoder`."""

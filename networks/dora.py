@@ -68,20 +68,26 @@ def decomposed_addition(layer: AdapterLayer, base: nn.Module, x: Tensor, output:
     With s = m / ||V||: W' x = s * (W x + dW x) for rows, W (s * x) + dW (s * x) for columns. A
     fresh one adds zero; in a base of another precision than it was made with, rounding errors.
     """
-    weight, operation = base.weight, operation_of(base)
+    weight = base.weight
     assert isinstance(weight, Tensor)
     scale = _scale(layer, weight).flatten()
     scale = scale.view(-1, 1, 1) if weight.dim() == 4 else scale
     if layer.dora_axis == "input":
-        return operation(x * (scale - 1), weight) + layer(x * scale)
+        return _product(base, x * (scale - 1), weight) + layer(x * scale)
     if len(base._forward_hooks) > 1:  # others have changed the output
-        plain = operation(x, weight)
+        plain = _product(base, x, weight)
     elif base.bias is None:
         plain = output
     else:
         assert isinstance(base.bias, Tensor)
         plain = output - (base.bias.view(-1, 1, 1) if weight.dim() == 4 else base.bias)
     return plain * (scale - 1) + layer(x) * scale
+
+
+def _product(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """What the base makes of `x` without its bias; one that stores its weight in 8 bits knows."""
+    own = getattr(base, "product", None)
+    return operation_of(base)(x, weight) if own is None else own(x)
 
 
 def weight_change(layer: AdapterLayer, weight: Tensor) -> Tensor:

@@ -73,15 +73,16 @@ class _Joined:
     ) -> None:
         self._layer, self._base, self._pair = layer, base, pair
         self._multiplier, self._copies, self._add = multiplier, copies, add
-        self._plain = base.forward
         vars(base)["forward"] = self
 
     def __call__(self, x: Tensor) -> Tensor:
         layer, base, (down, up) = self._layer, self._base, self._pair
+        if type(base) is not nn.Linear:  # its weight is stored in 8 bits since
+            return self._add(base, (x,), type(base).forward(base, x))
         weight, dtype = base.weight, compute_dtype(x)
         drops = layer.training and layer.dropouts != Dropout()
         if drops or weight.requires_grad or weight.dtype != dtype:
-            return self._add(base, (x,), self._plain(x))
+            return self._add(base, (x,), type(base).forward(base, x))
         return LowRankLinear.apply(  # type: ignore[no-any-return]
             x.to(dtype),
             weight,

@@ -58,7 +58,8 @@ def verify_adapter(network: Adapter, path: Path, *, dtype: torch.dtype) -> Verif
         check_names(stored, layers)
         alphas: dict[str, tuple[float, str]] = {}
         for name, shapes in stored.items():
-            live, weight = layers[name], network._base[name].weight
+            live = layers[name]
+            weight = network._base[name].weight.to(next(live.parameters()).device)
             is_known = suffix_fault(live.state_dict()) is None  # else it has no formula
             if is_known:
                 known_by = None if name in network._beside else version

@@ -48,7 +48,7 @@ def _is_plain_feed_forward(block: Any) -> bool:
     from diffusers.models.activations import GEGLU
 
     kinds = [type(module) for module in block.net]
-    return kinds[:3] == [GEGLU, nn.Dropout, nn.Linear]
+    return kinds[:2] == [GEGLU, nn.Dropout] and issubclass(kinds[2], nn.Linear)
 
 
 def _residual(block: Any, input_tensor: Tensor, temb: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from diffusers import DDPMScheduler
@@ -15,9 +15,13 @@ from modules.models import layers
 from modules.models.checkpoint import Checkpoint, is_wanted, piece_loaders
 from modules.models.folder import save_folder
 from modules.models.patterns import matches
+from modules.models.quantized import is_quantized
 from modules.models.text_encoder import TextEncoder
 from modules.models.verification import verify_folder
 from modules.verification import Verified
+
+if TYPE_CHECKING:
+    from modules.block_offload import BlockOffload
 
 
 class Model:
@@ -35,6 +39,8 @@ class Model:
     prediction_source: str | None = "its scheduler"  # what says the type; None: nothing does
     denoiser_dtype: torch.dtype | None = None
     """What a frozen denoiser computes in by itself; None leaves it to mixed precision."""
+    offload: BlockOffload | None = None
+    """Brings the weights of the denoiser's blocks that rest in the machine's memory."""
 
     def __init__(
         self,
@@ -92,9 +98,19 @@ class Model:
         return found if self.vae is None else {**found, "vae": self.vae}
 
     def as_trained(self, name: str) -> Any:
-        """A piece as it should be saved: read again from the checkpoint if it was not changed."""
+        """A piece as it should be saved: read again from the checkpoint if it was not changed.
+
+        Raises:
+            ValueError: it was changed, and then rounded to 8 bits.
+        """
         if self.is_changed(name) or name not in self._originals:
-            return self.pieces()[name]
+            piece = self.pieces()[name]
+            if is_quantized(piece):
+                raise ValueError(
+                    f"{name}: its weights are stored in 8 bits (model.quantize), and what is "
+                    "rounded so is not saved as a model; take model.quantize out"
+                )
+            return piece
         return self._originals[name]()
 
     def is_changed(self, name: str) -> bool:

@@ -31,6 +31,7 @@ WRITTEN = {
 MAKERS = {
     "12gb_sdxl_lora": tiny.make_sdxl,
     "24gb_sdxl_lora": tiny.make_sdxl,
+    "8gb_sdxl_lora": tiny.make_sdxl,
     "deepfloyd_if": tiny_if.make_if,
     "inpainting": tiny_inpaint.make_sd,
     "sdxl_lora": tiny.make_sdxl,
@@ -78,6 +79,7 @@ def test_their_number():
         "24gb_sd1_finetune.yaml",
         "24gb_sdxl_lora.yaml",
         "8gb_sd1_lora.yaml",
+        "8gb_sdxl_lora.yaml",
         "augmentation.yaml",
         "captions.yaml",
         "controlnet.yaml",

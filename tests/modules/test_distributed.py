@@ -70,8 +70,14 @@ def assert_equal(one: Path, two: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def test_two_gloo_processes_equal_one_with_the_whole_batches(write_config, tmp_path):
+@pytest.mark.parametrize(
+    "model",
+    [{}, pytest.param({"quantize": "int8", "offload_blocks": 6}, marks=pytest.mark.slow)],
+    ids=["whole", "stored"],
+)
+def test_two_gloo_processes_equal_one_with_the_whole_batches(write_config, tmp_path, model):
     path = write_config(
+        model=model,
         networks={"lora": {"module": "networks.lora.LoRA", "args": {"rank": 4}}},
         objective={"module": "plugged_in.Deterministic"},
         train={"max_train_epochs": 2, "learning_rate": 1e-3},

@@ -46,6 +46,10 @@ LORA = {"module": "networks.lora.LoRA"}
             "sample.as_saved has no effect with save.dtype: fp32, which loses nothing",
         ),
         (
+            {"model": {"offload_blocks": 2}},
+            "model.offload_blocks has no effect below 3: two are on the card at a time",
+        ),
+        (
             {"ema": {"sample": False}},
             "ema.sample has no effect without a sample or validation section",
         ),

@@ -44,6 +44,10 @@ OPTIONS = {
         "dataset": {"mask": True},
     },
     "averaged": {"ema": {"decay": 0.9}, "train": {"gradient_accumulation_steps": 2}},
+    "small_card": {
+        "model": {"quantize": "int8", "offload_blocks": 8},
+        "train": {"mixed_precision": "bf16", "gradient_checkpointing": True},
+    },
     "class_images": {"prior": {"loss_weight": 0.5}},
 }
 
@@ -123,7 +127,7 @@ def test_every_option_with_several_networks_for_sdxl(write_config, everything, s
     args |= sections.pop("dataset", {})
     chosen = ("lora", "controlnet", "pfg", "textual_inversion", "hypernetwork")
     sections |= {
-        "model": {"path": str(sdxl)},
+        "model": {**sections.get("model", {}), "path": str(sdxl)},
         "dataset": {"args": args},
         "networks": {name: NETWORKS[name] for name in chosen},
         "sample": {"num_images": 2, "num_inference_steps": 2},

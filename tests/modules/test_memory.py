@@ -33,6 +33,7 @@ def real_peak(config, batch_size):
         device=torch.device("cpu"),
         mixed_precision=train.mixed_precision,
         gradient_checkpointing=train.gradient_checkpointing,
+        quantize=config.model.quantize,
     )
     modules = [*parts.model.components().values(), *parts.networks.values(), parts.model.vae]
     run = stand_in(parts.model, parts.networks, parts.objective, train.minibatch_repeat)
@@ -70,6 +71,27 @@ def test_a_step_takes_what_is_estimated(
     assert estimate.weights == pytest.approx(weights, rel=0.002)
     assert estimate.gradients == bytes_of(trained)
     assert estimate.step.at(batch_size) == pytest.approx(step, rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["int8", "fp8", "nf4"])
+def test_over_a_stored_base_too(write_config, name, checkpointing):
+    train = {"mixed_precision": "bf16", "gradient_checkpointing": checkpointing, "batch_size": 3}
+    path = write_config(networks=LORA, train=train)
+    plain, config = load(path), load(path, f"model.quantize={name}")
+    estimates = [
+        RunMemory(each, load_parts(each, weights=False)).estimate(
+            "bf16", checkpointing=checkpointing
+        )
+        for each in (plain, config)
+    ]
+    step, weights, _ = real_peak(config, 3)
+    assert estimates[1].weights == pytest.approx(weights, rel=0.002)
+    assert estimates[1].weights < estimates[0].weights
+    if name == "int8":  # as the advice counts it
+        assert estimates[0].weights - estimates[0].rounding == estimates[1].weights
+    assert estimates[1].rounding == 0
+    assert estimates[1].step.at(3) == pytest.approx(step, rel=0.05)
 
 
 @pytest.mark.parametrize(
