@@ -32,6 +32,7 @@ _FREE = (
     "save",
     "sample",
     "model.offline",
+    "model.offload_blocks",
     "loggers",
     "prepare",
     "train.resume",
@@ -160,9 +161,19 @@ def _compare_files(
 
 
 def _config_changes(before: Mapping[str, Any], config: Config) -> Iterator[tuple[str, tuple]]:
-    for key, values in _differences(before["config"], mask_secrets(asdict(as_begun(config)))):
+    begun = _completed(before["config"], asdict(Config()))
+    for key, values in _differences(begun, mask_secrets(asdict(as_begun(config)))):
         if not any(_is_part(key, free) for free in _FREE):
             yield key, values
+
+
+def _completed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a run, with the defaults of keys that were not known when it was begun."""
+    found = {**defaults, **config}
+    for key, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(found[key], Mapping):
+            found[key] = _completed(found[key], value)
+    return found
 
 
 def _refuse(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,22 @@ def test_what_has_no_effect_on_weights_may_change(path):
     interrupted(path, 3)
     free = ("save.dtype=bf16", "train.log_every=3", "save.every_steps=4", "dataset.num_workers=1")
     assert assemble(path, "train.resume=auto", *free).step == 3
+
+
+def test_a_run_that_was_begun_before_a_key_was_known(path, monkeypatch):
+    """It goes on with the key's default, and with no other value."""
+
+    def known_then(config):
+        known = asdict(config)
+        del known["train"]["minibatch_repeat"], known["lr_scheduler"]["power"]
+        return known
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("modules.run_identity.asdict", known_then)
+        interrupted(path, 3)
+    assert assemble(path, "train.resume=auto").step == 3
+    with pytest.raises(ConfigError, match=r"train\.minibatch_repeat: 1 then, 2 now"):
+        assemble(path, "train.resume=auto", "train.minibatch_repeat=2")
 
 
 def test_a_dataset_with_other_images(write_config, tmp_path):
