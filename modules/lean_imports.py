@@ -11,9 +11,8 @@ _QUANTIZERS = ("bitsandbytes", "torchao", "gguf", "optimum.quanto", "modelopt")
 def import_diffusers() -> None:
     """Import diffusers' models, but no package for quantized models that is installed beside.
 
-    diffusers imports all of them as soon as they are there: bitsandbytes brings torch's compiler
-    along, 0.6 s and 45 MiB. Each can be imported afterwards as ever. Does nothing if diffusers has
-    been imported before.
+    diffusers imports all of them as soon as they are there; bitsandbytes takes 0.6 s and 45 MiB.
+    Each can be imported afterwards as ever. Does nothing if diffusers has been imported before.
     """
     if "diffusers" in sys.modules:
         return

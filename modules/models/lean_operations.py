@@ -63,14 +63,17 @@ class NormSiLUConv(torch.autograd.Function):
                 *([stride, stride], [padding, padding], [1, 1], False, [0, 0], 1),
                 [needs_normed, needs_weight, needs_bias],
             )
+            del active  # the memory of a step is largest in here
             grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
             grad_bias = None if grad_bias is None else grad_bias.to(ctx.bias_dtype)
         if not needs_normed:
             return None, None, None, grad_weight, grad_bias, None, None
         grad = _aten.silu_backward(grad.to(normed.dtype), normed)
+        dtype = normed.dtype
+        del normed
         batch, channels, *positions = x.shape
         grad_x, grad_gain, grad_shift = _aten.native_group_norm_backward(
-            *(_laid_out(grad, x), _laid_out(x, x).to(normed.dtype), mean, deviation, gain),
+            *(_laid_out(grad, x), _laid_out(x, x).to(dtype), mean, deviation, gain),
             *(batch, channels, positions[0] * positions[1], ctx.numbers[0]),
             [needs_x, needs_gain, needs_shift],
         )
@@ -113,6 +116,7 @@ class GEGLULinear(torch.autograd.Function):
                 product = (hidden * opened).to(ctx.dtype)
                 grad_weight = rows.t() @ product.view(-1, product.shape[-1])
                 grad_weight = grad_weight.to(weight.dtype)
+                del product
             if needs_bias:
                 grad_bias = rows.sum(0).to(ctx.bias_dtype)
             grad = (grad @ weight.to(ctx.dtype)).to(projection.dtype)
@@ -121,6 +125,7 @@ class GEGLULinear(torch.autograd.Function):
         inner = gate.shape[-1]
         grad_projection = torch.empty_like(projection)
         torch.mul(grad, opened, out=grad_projection[..., :inner])
+        del opened
         _aten.gelu_backward.grad_input(
             grad.mul(hidden), gate, grad_input=grad_projection[..., inner:]
         )
