@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,16 @@ def write_material(
     return model, data
 
 
-def make_config(model: Path, data: Path, *, kind: str, precision: str, batch_size: int) -> dict:
-    """The YAML of a run: a LoRA of rank 16, or the whole UNet.
+def make_config(
+    model: Path,
+    data: Path,
+    *,
+    kind: str,
+    precision: str,
+    batch_size: int,
+    args: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The YAML of a run: an adapter of rank 16, with other arguments if they are given, or "full".
 
     Without a rehearsal, since no peer has one.
     """
@@ -55,6 +64,6 @@ def make_config(model: Path, data: Path, *, kind: str, precision: str, batch_siz
     if kind == "full":
         config["model"]["trainable"] = ["unet"]
     else:
-        network = {"module": f"networks.{kind}", "args": {"rank": 16}}
+        network = {"module": f"networks.{kind}", "args": {"rank": 16, **(args or {})}}
         config["networks"] = {"adapter": network}
     return config
