@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from modules.batch import Batch
 from modules.block_offload import offload_blocks
+from modules.checkpointing import Checkpointed, diffusers_models, enable_checkpointing
 from modules.console import OUR_LOGGERS
 from modules.errors import ConfigError
 from modules.meeting import PATIENCE, meet
-from modules.mixed_precision import checkpoint
 from modules.models.lean_blocks import keep_less
-from modules.models.patterns import matches
 from modules.models.quantized import plain_parameters, quantize_frozen
 from modules.models.spaces import release_memory
 
@@ -77,7 +76,7 @@ def prepare_modules(
     *,
     device: torch.device,
     mixed_precision: str,
-    gradient_checkpointing: bool,
+    gradient_checkpointing: Checkpointed,
     quantize: str | None = None,
     offload: int = 0,
 ) -> None:
@@ -104,11 +103,10 @@ def prepare_modules(
         module.train(trained)
     for network in networks.values():
         prepare_network(network.to(device), mixed_precision=mixed_precision)
-    for part in _diffusers_models([*pieces.values(), *networks.values()]):
+    for part in diffusers_models([*pieces.values(), *networks.values()]):
         keep_less(part)
     model.denoiser_dtype = own_dtype(model, networks)
-    if gradient_checkpointing:
-        enable_checkpointing(model, networks)
+    enable_checkpointing(model, networks, gradient_checkpointing)
 
 
 def own_dtype(model: Model, networks: Mapping[str, Any]) -> torch.dtype | None:
@@ -128,22 +126,9 @@ def prepare_network(network: Any, *, mixed_precision: str) -> None:
     """Set a network's mode, and the compute dtype where nothing of it is trained."""
     trained = any(parameter.requires_grad for parameter in network.parameters())
     if not trained:
-        for part in _diffusers_models([network]):
+        for part in diffusers_models([network]):
             part.to(_COMPUTE_DTYPES[mixed_precision])
     network.train(trained)
-
-
-def enable_checkpointing(model: Model, networks: Mapping[str, Any]) -> None:
-    """Recompute activations in the backward pass of every component that gradients pass through."""
-    for module in _diffusers_models([*model.components().values(), *networks.values()]):
-        module.enable_gradient_checkpointing(checkpoint)
-    reached = {path for network in networks.values() for path in network.parameter_groups()}
-    for number, encoder in enumerate(model.text_encoders):
-        trained = any(parameter.requires_grad for parameter in encoder.module.parameters())
-        own = f"text_encoders.{number}"
-        if trained or any(matches(path, own) for path in reached):
-            encoder.module.activation_checkpointing_enable()
-            encoder.module.train()  # transformers checkpoints in training mode only
 
 
 @contextlib.contextmanager
@@ -173,20 +158,12 @@ class LossModule(nn.Module):
         return self.compute(batch)
 
 
-def _diffusers_models(modules: Iterable[Any]) -> Iterator[Any]:
-    """Models of diffusers in what is given: a UNet or VAE itself, a network's ControlNet."""
-    from diffusers import ModelMixin
-
-    for module in modules:
-        yield from (part for part in module.modules() if isinstance(part, ModelMixin))
-
-
 def set_attention(model: Model, networks: Mapping[str, Any], kernel: str) -> None:
     """Choose the attention kernels; SDPA is diffusers' default and always works."""
     if kernel == "sdpa":
         return
     try:
-        for module in _diffusers_models([*model.components().values(), *networks.values()]):
+        for module in diffusers_models([*model.components().values(), *networks.values()]):
             module.enable_xformers_memory_efficient_attention()
     except (ImportError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]

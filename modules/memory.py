@@ -15,6 +15,7 @@ import torch
 
 from modules.batch import Sample
 from modules.block_offload import find_blocks, spared_bytes
+from modules.checkpointing import Checkpointed, as_key
 from modules.live_memory import Peak, bytes_of, stored
 from modules.memory_trace import (
     META,
@@ -96,8 +97,7 @@ class RunMemory:
         self.trained = trained_of(self._modules)
         optimizer = config.optimizer
         self._state = measure_optimizer(optimizer.module, optimizer.args, self.trained)
-        self._checkpoints = False
-        self._found: dict[tuple[str, bool], Estimate] = {}
+        self._found: dict[tuple[str, bool | tuple[str, ...]], Estimate] = {}
         self._steps: dict[tuple[object, ...], Peak] = {}
 
     @property
@@ -123,16 +123,16 @@ class RunMemory:
         """How many blocks of the denoiser could rest in the machine's memory."""
         return len(find_blocks(self._parts.model.denoiser))
 
-    def estimate(self, mixed_precision: str, *, checkpointing: bool) -> Estimate:
+    def estimate(self, mixed_precision: str, *, checkpointing: Checkpointed) -> Estimate:
         """The estimate at a precision; those with checkpointing come after those without."""
-        key = mixed_precision, checkpointing
+        key = mixed_precision, as_key(checkpointing)
         if key not in self._found:
-            assert checkpointing or not self._checkpoints, "checkpoints are not taken out again"
-            self._checkpoints |= checkpointing
-            self._found[key] = self._trace(*key)
+            before = any(checkpoints for _, checkpoints in self._found)
+            assert checkpointing or not before, "checkpoints are not taken out again"
+            self._found[key] = self._trace(mixed_precision, checkpointing)
         return self._found[key]
 
-    def _trace(self, mixed_precision: str, checkpointing: bool) -> Estimate:
+    def _trace(self, mixed_precision: str, checkpointing: Checkpointed) -> Estimate:
         parts, config = self._parts, self.config
         networks, model = parts.networks, parts.model
         prepare_on_meta(
@@ -165,11 +165,13 @@ class RunMemory:
         train = self.config.train
         return train.gradient_accumulation_steps > 1 or self._parts.prior is not None
 
-    def _step(self, mixed_precision: str, checkpointing: bool, modules: Sequence[Any]) -> Peak:
+    def _step(
+        self, mixed_precision: str, checkpointing: Checkpointed, modules: Sequence[Any]
+    ) -> Peak:
         """The step's peak; bf16 and fp16 differ in nothing but the VAE."""
         parts, low = self._parts, mixed_precision != "no"
         encodes = self.sample.latents is None
-        key = (mixed_precision if encodes else low, checkpointing)
+        key = (mixed_precision if encodes else low, as_key(checkpointing))
         if key not in self._steps:
             repeats = self.config.train.minibatch_repeat
             run = stand_in(parts.model, parts.networks, parts.objective, repeats)

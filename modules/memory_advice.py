@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.nn import Parameter
 
+from modules.checkpointing import as_key
 from modules.memory import GIB, Estimate, RunMemory
 from modules.optimizer_memory import measure_optimizer
 from modules.run_parts import RunParts
@@ -21,7 +22,7 @@ _EIGHT_BIT = {
     "torch.optim.Adam": "bitsandbytes.optim.Adam8bit",
 }
 
-Rows = Mapping[tuple[str, bool], Estimate]
+Rows = Mapping[tuple[str, bool | tuple[str, ...]], Estimate]
 Reload = Callable[[Config], RunParts]
 
 
@@ -51,13 +52,14 @@ def find_advice(memory: RunMemory, rows: Rows, reload: Reload) -> Iterator[Advic
     """All that applies to a run: what is free, then what costs time, then what trains otherwise."""
     config = memory.config
     train, batch = config.train, config.train.batch_size
-    own = rows[train.mixed_precision, train.gradient_checkpointing]
+    checkpointed = as_key(train.gradient_checkpointing)
+    own = rows[train.mixed_precision, checkpointed]
 
     def saved(find: Callable[[], Estimate], size: int = batch) -> Callable[[], float]:
         return lambda: own.peak(batch) - find().peak(size)
 
     if train.mixed_precision == "no":
-        low = rows["bf16", train.gradient_checkpointing]
+        low = rows["bf16", checkpointed]
         yield Advice("train.mixed_precision: bf16", saved(lambda: low), "faster")
     if memory.could_cache_latents:
         cached = partial(_estimate, config, reload, cached=True)
@@ -69,7 +71,7 @@ def find_advice(memory: RunMemory, rows: Rows, reload: Reload) -> Iterator[Advic
     if path := _EIGHT_BIT.get(config.optimizer.module):
         smaller = partial(_with_optimizer, own, path, memory.trained)
         yield Advice(f"optimizer.module: {path}", saved(smaller), "pip install bitsandbytes")
-    if not train.gradient_checkpointing:
+    if checkpointed is not True:
         again = rows[train.mixed_precision, True]
         change = "train.gradient_checkpointing: true"
         yield Advice(change, saved(lambda: again), "about a third more time")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from modules.checkpointing import as_key
 from modules.memory import (
     FIXED_ALLOWANCE,
     GIB,
@@ -43,18 +44,19 @@ def memory_lines(
 def _lines(config: Config, parts: RunParts, reload: Callable[[Config], RunParts]) -> list[str]:
     train = config.train
     memory = RunMemory(config, parts)
+    own_blocks = as_key(train.gradient_checkpointing)
     rows = {
         (precision, checkpointing): memory.estimate(precision, checkpointing=checkpointing)
-        for checkpointing in (False, True)
+        for checkpointing in dict.fromkeys((False, own_blocks, True))
         for precision in PRECISIONS
     }
-    chosen = train.mixed_precision, train.gradient_checkpointing
+    chosen = train.mixed_precision, own_blocks
     own, card = rows[chosen], card_memory()
     lines = summary_lines(own, train.batch_size, card)
     sizes = batch_sizes(train.batch_size, train.minibatch_repeat)
     lines.append(f"{'GiB by batch size':<21}" + "".join(f"{size:>{_WIDTH}}" for size in sizes))
     for key, estimate in rows.items():
-        name = key[0] + (", checkpointing" if key[1] else "")
+        name = key[0] + _CHECKPOINTS.get(key[1], ", these blocks")
         cells = [_cell(estimate, n, key == chosen and n == train.batch_size) for n in sizes]
         lines.append(f"{name:<21}" + "".join(f"{cell:>{_WIDTH}}" for cell in cells))
     return lines + advise(memory, rows, reload)
@@ -90,6 +92,8 @@ _PHASES = {
     "optimizer": "the optimizer's step",
     "sampling": "sampling",
 }
+
+_CHECKPOINTS: dict[bool | tuple[str, ...], str] = {False: "", True: ", checkpointing"}
 
 
 def batch_sizes(own: int, repeats: int) -> list[int]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from modules.batch import Batch, DenoiserInputs, Sample, collate
+from modules.checkpointing import Checkpointed, enable_checkpointing
 from modules.drawing import guided_batch
-from modules.engine import enable_checkpointing, own_dtype, prepare_modules, prepare_network
+from modules.engine import own_dtype, prepare_modules, prepare_network
 from modules.live_memory import MANY, LiveMemory, Peak, stored
 from modules.meta_autocast import MetaAutocast
 from modules.token_merging import merge_tokens, whole_tokens
@@ -37,7 +38,7 @@ def prepare_on_meta(
     networks: Mapping[str, Any],
     *,
     mixed_precision: str,
-    checkpointing: bool,
+    checkpointing: Checkpointed,
     quantize: str | None,
 ) -> None:
     """Give everything the modes and dtypes that it has in the run."""
@@ -52,8 +53,7 @@ def prepare_on_meta(
     for network in networks.values():
         prepare_network(network, mixed_precision=mixed_precision)
     model.denoiser_dtype = own_dtype(model, networks)
-    if checkpointing:
-        enable_checkpointing(model, networks)
+    enable_checkpointing(model, networks, checkpointing)
 
 
 def trace_step(

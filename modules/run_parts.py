@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from modules.block_offload import choose_blocks
+from modules.checkpointing import choose_checkpoints
 from modules.errors import explained
 from modules.latent_origins import check_latent_origins
 from modules.optimizer import ParameterGroup
@@ -85,6 +86,9 @@ def load_parts(config: Config, *, weights: bool) -> RunParts:
     for name, dataset in datasets.items():
         if hasattr(dataset, "check_text_cache"):
             explained(name, partial(dataset.check_text_cache, model, networks))
+    if chosen := config.train.gradient_checkpointing:
+        choose = partial(choose_checkpoints, model, networks, chosen)
+        explained("train.gradient_checkpointing", choose)
     objective = explained("objective", lambda: kind.build_objective(config, model))
     sampler = explained("sample", lambda: build_sampler(config))  # of the objective's schedule
     if hasattr(sampler, "prepare"):

@@ -21,8 +21,9 @@ class TrainConfig:
     """Passes over the dataset; this or `max_train_steps`."""
     gradient_accumulation_steps: Count = 1
     """Batches of one optimizer step."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | list[str] = False
+    """Compute activations again in the backward pass: less memory, about a third more time. Or of
+    these blocks alone: `[unet.down_blocks.0, unet.up_blocks]`."""
     minibatch_repeat: Count = 1
     """Each image stands so many times in its batch, with other noise and timesteps; `batch_size`
     counts the repeats."""

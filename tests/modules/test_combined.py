@@ -158,6 +158,15 @@ def test_checkpointing_leaves_a_controlnets_gradients_as_they_are(write_guided):
         assert torch.allclose(gradients[1][name], gradient, atol=1e-7), name
 
 
+def test_a_controlnets_blocks_can_be_named_for_checkpointing(write_guided):
+    path = write_guided(networks={"controlnet": CONTROLNET})
+    options = "train.gradient_checkpointing=[networks.controlnet.net.down_blocks]"
+    trainer = assemble(path, options)
+    blocks = trainer.networks["controlnet"].net.down_blocks
+    assert all(block.gradient_checkpointing for block in blocks)
+    assert not any(block.gradient_checkpointing for block in trainer.model.denoiser.down_blocks)
+
+
 def test_captions_are_not_needed_with_one_prompt(write_config, guided_directory, tmp_path):
     directory = tmp_path / "bare"
     tiny.save_dataset(directory, side_inputs=True)

@@ -133,8 +133,8 @@ def test_an_argument_beside_args_of_its_network():
             "learning_rate: 1e-5,1e-4",
             "'1e-5,1e-4' is not a number or a mapping of names to values",
         ),
-        ("gradient_checkpointing: yes", "'yes' is not true or false; write true"),
-        ("gradient_checkpointing: 1", "1 is not true or false"),
+        ("gradient_checkpointing: yes", "'yes' is not true or false or a list; write true"),
+        ("gradient_checkpointing: 1", "1 is not true or false or a list"),
         ("mixed_precision: false", "false is not one of 'no', 'fp16', 'bf16'"),
         (
             "mixed_precision: bfloat16",
