@@ -185,6 +185,7 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
         steps_per_epoch=plan.steps_per_epoch,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         max_grad_norm=train.max_grad_norm,
+        fused_backward=config.optimizer.fused_backward,
         max_nonfinite_steps=train.max_nonfinite_steps,
         log_every=train.log_every,
         seed=train.seed,

@@ -9,6 +9,7 @@ from typing import Any
 from modules.component import argument_faults, build, resolve
 from modules.contracts import lacking_methods
 from modules.errors import ConfigError
+from modules.fused_backward import fused_backward_faults
 from modules.hardware import precision_fault
 from modules.hints import nearest
 from modules.models.weight_storage import storage_faults
@@ -58,6 +59,8 @@ def check_components(config: Config) -> None:
             faults += _trial(f"networks.{name}", partial(build, network.module, network.args))
         faults += _trial("save", partial(build_saver, config))
         faults += _trial("sample", partial(build_sampler, config))
+    if not faults:
+        faults += fused_backward_faults(config)
     if faults:
         listed = "".join(f"\n  {fault}" for fault in faults)
         raise ConfigError(f"{config.save.name}: the config asks for what can't be done:{listed}")

@@ -47,7 +47,8 @@ class Estimate:
     weights: int
     average: int
     state: int  # the optimizer's
-    gradients: int
+    trained: int  # bytes of what is trained
+    gradients: int  # all that are there at once when the optimizer steps
     keeps_gradients: bool  # over several batches
     optimizer_step: int  # beside all that
     step: Peak  # of forward and backward, by images of a batch
@@ -97,6 +98,11 @@ class RunMemory:
         self.trained = trained_of(self._modules)
         optimizer = config.optimizer
         self._state = measure_optimizer(optimizer.module, optimizer.args, self.trained)
+        self._stepped = self.trained  # with their gradients, all at once
+        if optimizer.fused_backward:
+            self._stepped = [max(self.trained, key=lambda p: p.numel())]
+            once = measure_optimizer(optimizer.module, optimizer.args, self._stepped)
+            self._state = self._state[0], once[1]
         self._found: dict[tuple[str, bool | tuple[str, ...]], Estimate] = {}
         self._steps: dict[tuple[object, ...], Peak] = {}
 
@@ -144,13 +150,14 @@ class RunMemory:
         )
         spared = spared_bytes(model.denoiser, config.model.offload_blocks)
         every = [*self._modules, *([] if model.vae is None else [model.vae])]
-        gradients = bytes_of(self.trained)
+        trained = bytes_of(self.trained)
         other = [e for (p, _), e in self._found.items() if p == mixed_precision]
         return Estimate(
             weights=bytes_of(t for part in every for t in stored(part)) - spared,
-            average=gradients if config.ema else 0,
+            average=trained if config.ema else 0,
             state=self._state[0],
-            gradients=gradients,
+            trained=trained,
+            gradients=bytes_of(self._stepped),
             keeps_gradients=self._keeps_gradients,
             optimizer_step=self._state[1],
             step=self._step(mixed_precision, checkpointing, every),
@@ -181,6 +188,7 @@ class RunMemory:
                 modules,
                 mixed_precision=mixed_precision,
                 keeps_gradients=self._keeps_gradients,
+                frees_gradients=self.config.optimizer.fused_backward,
             )
         return self._steps[key]
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch.nn import Parameter
 
 from modules.checkpointing import as_key
+from modules.fused_backward import fused_backward_faults
 from modules.memory import GIB, Estimate, RunMemory
 from modules.optimizer_memory import measure_optimizer
 from modules.run_parts import RunParts
@@ -83,8 +84,15 @@ def find_advice(memory: RunMemory, rows: Rows, reload: Reload) -> Iterator[Advic
         change, cost = f"model.offload_blocks: {memory.blocks}", "slower: they come in each pass"
         resting = replace(own, weights=own.weights - own.resting)
         yield Advice(change, saved(lambda: resting), cost)
+    fused = with_fused_backward(config)
+    if fused is not None:
+        change, cost = (
+            "optimizer.fused_backward: true",
+            "train.max_grad_norm: 0, nothing is clipped",
+        )
+        yield Advice(change, saved(partial(_estimate, fused, reload)), cost)
     least = train.minibatch_repeat
-    if batch > least:
+    if batch > least and not config.optimizer.fused_backward:
         steps = train.gradient_accumulation_steps * batch // least
         change = f"train.batch_size: {least} with gradient_accumulation_steps: {steps}"
         yield Advice(change, saved(lambda: _accumulating(own), least), "more time")
@@ -106,6 +114,16 @@ def _smaller_training(
         yield Advice("a LoRA of rank 16 in place of the base", saved(find), "learns less")
     elif any("rank" in n.args for n in config.networks.values() if n.train):
         yield Advice("half the rank", saved(lambda: _halved(own)), "learns less")
+
+
+def with_fused_backward(config: Config) -> Config | None:
+    """The config with steps within the backward pass; None where it can't be, or is of no use."""
+    if config.optimizer.fused_backward or not config.model.trainable:
+        return None
+    optimizer = replace(config.optimizer, fused_backward=True)
+    train = replace(config.train, max_grad_norm=0.0)
+    changed = replace(config, optimizer=optimizer, train=train)
+    return None if fused_backward_faults(changed) else changed
 
 
 def without_text(config: Config) -> Config | None:
@@ -169,7 +187,7 @@ def _accumulating(own: Estimate) -> Estimate:
 def _halved(own: Estimate) -> Estimate:
     return replace(
         own,
-        weights=own.weights - own.gradients // 2,
+        weights=own.weights - own.trained // 2,
         average=own.average // 2,
         state=own.state // 2,
     )

@@ -63,15 +63,19 @@ def trace_step(
     *,
     mixed_precision: str,
     keeps_gradients: bool,
+    frees_gradients: bool = False,
 ) -> Peak:
     """Forward and backward pass of a batch of such samples, gradients included.
 
-    `keeps_gradients`: they are there before, of another batch, and count nothing here.
+    `keeps_gradients`: they are there before, of another batch, and count nothing here;
+    `frees_gradients`: each goes as soon as it is there.
     """
     batch = collate([sample]).to(META).repeat(MANY)
     trained = trained_of(parts)
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter) if keeps_gradients else None
+    freed = trained if frees_gradients else []
+    hooks = [p.register_post_accumulate_grad_hook(_free_gradient) for p in freed]
     try:
         with LiveMemory() as live, MetaAutocast(DTYPES[mixed_precision]) as autocast:
             live.ignore(tensor for part in parts for tensor in stored(part))
@@ -82,8 +86,14 @@ def trace_step(
             _run_backward(value)
         return live.peak
     finally:
+        for hook in hooks:
+            hook.remove()
         for parameter in trained:
             parameter.grad = None
+
+
+def _free_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 @torch.no_grad()

@@ -113,6 +113,9 @@ class OptimizerConfig:
     """Dotted path of the optimizer's class, of any package."""
     args: dict[str, Any] = field(default_factory=dict)
     """Its keyword arguments, except the learning rate."""
+    fused_backward: bool = False
+    """Each weight takes its step within the backward pass, as soon as its gradient is there, which
+    is then let go: less memory for full fine-tuning. Needs `train.max_grad_norm: 0`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,12 +47,21 @@ class StepGuard:
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         if self._accelerator.num_processes > 1:
             is_bad = self._accelerator.reduce(is_bad.float(), "sum") > 0
+        self.count(is_bad)
+        if self._accelerator.scaler is not None:
+            make_step()
+        else:
+            self.step_unless(is_bad, make_step)
+
+    def count(self, is_bad: Tensor) -> None:
+        """Note whether a step was left out."""
         self.is_bad = is_bad
         self._in_a_row = torch.where(is_bad, self._in_a_row + 1, 0)
         self._skipped += is_bad
-        if self._accelerator.scaler is not None:
-            make_step()
-        elif self._skips_itself:
+
+    def step_unless(self, is_bad: Tensor, make_step: Callable[[], object]) -> None:
+        """Let `make_step` step the optimizer unless a flag on the device is set."""
+        if self._skips_itself:
             self._raw.grad_scale, self._raw.found_inf = None, is_bad.float()
             try:
                 make_step()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modules.errors import survived
 from modules.files import write_atomically
 
 if TYPE_CHECKING:
@@ -64,6 +65,20 @@ def _run_id(directory: Path) -> str:
 
 
 def show_images(
+    trackers: Iterable[Any],
+    key: str,
+    images: Sequence[Image],
+    captions: Sequence[str],
+    *,
+    step: int,
+) -> None:
+    """Send pictures to the trackers that show pictures."""
+    for tracker in trackers:
+        with survived(f"loggers.{tracker.name}"):
+            _show(tracker, key, images, captions, step=step)
+
+
+def _show(
     tracker: Any, key: str, images: Sequence[Image], captions: Sequence[str], *, step: int
 ) -> None:
     """Log pictures to one tracker, with their captions where it shows any.

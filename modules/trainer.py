@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from modules.loading import Group, Source, step_groups
 from modules.meeting import meet
 from modules.metrics import Metrics
 from modules.nonfinite import check_steps
-from modules.optimizer import ParameterGroup, clip_gradients, make_step, settings_of
+from modules.optimizer import ParameterGroup, settings_of
 from modules.protocols import Network, Objective, Sampler, Saver
 from modules.randomness import seed_step
 from modules.run_metadata import RunMetadata
@@ -34,6 +33,7 @@ from modules.step_log import Measured, StepLog
 from modules.text_stop import TextStop
 from modules.trackers import show_images
 from modules.validation import NoValidation, Validation
+from modules.weight_update import weight_update
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,6 +76,7 @@ class Trainer:
     average: MovingAverage | None = None
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
+    fused_backward: bool = False
     max_nonfinite_steps: int = 20
     log_every: int = 10
     seed: int = 0
@@ -90,16 +91,15 @@ class Trainer:
         self.last_group: Group = []
         self.stateful: dict[str, Any] = {}  # by name, what else a state holds of a run
         self.metrics = Metrics(self.directory)
-        self.step_log = StepLog(
-            self.metrics, accelerator, self.groups, every=self.log_every, source=self.source
-        )
-        self._parameters = [p for group in self.groups for p in group.parameters]
+        every, source = self.log_every, self.source
+        self.step_log = StepLog(self.metrics, accelerator, self.groups, every=every, source=source)
         self._after_step = [n.after_step for n in networks if hasattr(n, "after_step")]
         self._rates, self.settings = self.lr_scheduler.get_last_lr(), settings_of(self.optimizer)
         self._loss, self.optimizer = accelerator.prepare(
             LossModule(self.loss, [*self.model.components().values(), *networks]), self.optimizer
         )
         self.guard = StepGuard(self.optimizer, accelerator, most=self.max_nonfinite_steps)
+        self._update = weight_update(self)
 
     @classmethod
     def from_config(cls, config: Config, *, check: bool | Trial = False) -> Trainer | None:
@@ -129,20 +129,22 @@ class Trainer:
         number = self.step + 1
         seed_step(self.seed, step=number, rank=self.accelerator.process_index)
         self.text_stop.begin_step(number)
+        self._rates = self.lr_scheduler.get_last_lr()
+        self.is_between_steps = not self._update.is_within_backward
         total = torch.zeros((), device=self.accelerator.device)
         for position, part in enumerate(group):
             last = position == len(group) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self._loss):
                 loss = self._loss(part.batch.to(self.accelerator.device)) * part.weight
                 self.step_log.clock.lap("forward")
+                self._update.watch(loss, number=number)
                 self.accelerator.backward(loss)
                 self.step_log.clock.lap("backward")
             total += loss.detach()
         self.text_stop.drop_gradients(number)
-        norm = clip_gradients(self.accelerator, self._parameters, self.max_grad_norm)
-        self._rates = self.lr_scheduler.get_last_lr()
+        norm = self._update.clip()
         self.is_between_steps = False
-        self.guard.step(partial(make_step, self.optimizer, number=number), loss=total, norm=norm)
+        self._update.make(loss=total, norm=norm, number=number)
         self.lr_scheduler.step()
         for bound in self._after_step:
             bound()
@@ -209,9 +211,7 @@ class Trainer:
 
     def log_images(self, key: str, images: Sequence[Image], captions: Sequence[str]) -> None:
         """Send pictures to the trackers that show pictures."""
-        for tracker in self.accelerator.trackers:
-            with survived(f"loggers.{tracker.name}"):
-                show_images(tracker, key, images, captions, step=self.step)
+        show_images(self.accelerator.trackers, key, images, captions, step=self.step)
 
     def log_metrics(self, measured: Mapping[str, float]) -> None:
         """Write what was measured beside training at this step."""

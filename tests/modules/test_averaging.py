@@ -85,7 +85,7 @@ def test_it_is_saved_instead_of_the_weights(write_config):
 def test_images_are_drawn_with_it_if_wanted(write_config, sampled):
     path = write_config(networks=LORA, ema={"decay": 0.9, "sample": sampled})
     trainer = train(path)
-    parameter = trainer._parameters[-1]
+    parameter = trainer.groups[-1].parameters[-1]
     held = parameter.detach().clone()
     with trainer.sampled_weights():
         assert torch.equal(parameter.detach(), held) != sampled

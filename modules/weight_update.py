@@ -1,0 +1,118 @@
+"""From gradients to weights: behind the backward pass, or within it, weight by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from modules.optimizer import clip_gradients, make_step
+from modules.step_guard import StepGuard
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from modules.trainer import Trainer
+
+
+class WeightUpdate:
+    """Clips all gradients by their common norm, then lets the optimizer make one step."""
+
+    is_within_backward = False
+    """Whether weights change before the backward pass is over."""
+
+    def __init__(
+        self,
+        optimizer: Any,
+        accelerator: Accelerator,
+        guard: StepGuard,
+        parameters: Sequence[Parameter],
+        *,
+        max_grad_norm: float,
+    ):
+        self._optimizer = optimizer
+        self._accelerator = accelerator
+        self._guard = guard
+        self._parameters = parameters
+        self._max_grad_norm = max_grad_norm
+
+    def watch(self, loss: Tensor, *, number: int) -> None:
+        """Know of the loss (a number) of step `number` before its backward pass."""
+
+    def clip(self) -> Tensor:
+        """Clip the gradients; return their norm before, a number on the device."""
+        return clip_gradients(self._accelerator, self._parameters, self._max_grad_norm)
+
+    def make(self, *, loss: Tensor, norm: Tensor, number: int) -> None:
+        """Make step `number`, unless loss or norm is not finite."""
+        step = partial(make_step, self._optimizer, number=number)
+        self._guard.step(step, loss=loss, norm=norm)
+
+
+class FusedBackward(WeightUpdate):
+    """Steps each weight as soon as its gradient is there, and lets the gradient go.
+
+    So the gradients of one or a few layers are in memory at a time in place of all (Lv et al.
+    2023, arXiv:2306.09782). No common norm is known then: nothing is clipped. A loss that is not
+    finite changes nothing; a gradient that is not finite leaves its weight and those behind it in
+    the backward pass as they are.
+
+    The optimizer must treat each weight by itself (`modules.fused_backward`).
+    """
+
+    is_within_backward = True
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._raw = getattr(self._optimizer, "optimizer", self._optimizer)
+        self._groups = {
+            id(parameter): group
+            for group in self._raw.param_groups
+            for parameter in group["params"]
+        }
+        self._number = 0
+        self._is_bad = torch.zeros((), dtype=torch.bool, device=self._accelerator.device)
+        self._norms: list[Tensor] = []
+        for parameter in self._parameters:
+            parameter.register_post_accumulate_grad_hook(self._step)
+
+    def watch(self, loss: Tensor, *, number: int) -> None:
+        """Begin step `number` with this loss."""
+        self._number, self._norms = number, []
+        self._is_bad = ~torch.isfinite(loss.detach())
+
+    def clip(self) -> Tensor:
+        """Return the norm of all gradients that there were."""
+        return torch.linalg.vector_norm(torch.stack(self._norms))
+
+    def make(self, *, loss: Tensor, norm: Tensor, number: int) -> None:
+        """Count the step, which is made already."""
+        self._guard.count(self._is_bad)
+        self._norms = []
+
+    def _step(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+        self._norms.append(norm)
+        self._is_bad = self._is_bad | ~torch.isfinite(norm)
+        every = self._raw.param_groups
+        self._raw.param_groups = [{**self._groups[id(parameter)], "params": [parameter]}]
+        try:
+            step = partial(make_step, self._raw, number=self._number)
+            self._guard.step_unless(self._is_bad, step)
+        finally:
+            self._raw.param_groups = every
+        parameter.grad = None
+
+
+def weight_update(run: Trainer) -> WeightUpdate:
+    """The way from gradients to weights that a run takes."""
+    return (FusedBackward if run.fused_backward else WeightUpdate)(
+        *(run.optimizer, run.accelerator, run.guard),
+        [parameter for group in run.groups for parameter in group.parameters],
+        max_grad_norm=run.max_grad_norm,
+    )
