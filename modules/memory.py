@@ -51,6 +51,7 @@ class Estimate:
     gradients: int  # all that are there at once when the optimizer steps
     keeps_gradients: bool  # over several batches
     optimizer_step: int  # beside all that
+    steps_within: bool  # whether the optimizer steps within the backward pass
     step: Peak  # of forward and backward, by images of a batch
     sampling: int
     repeats: int
@@ -66,6 +67,7 @@ class Estimate:
         """The most bytes that tensors take in each phase of a run."""
         step = self.step.at(max(1, batch_size // self.repeats))
         before = self.gradients if self.keeps_gradients else 0
+        before += self.optimizer_step if self.steps_within else 0
         return {
             "training": self.kept + before + step,
             "optimizer": self.kept + self.gradients + self.optimizer_step,
@@ -160,6 +162,7 @@ class RunMemory:
             gradients=bytes_of(self._stepped),
             keeps_gradients=self._keeps_gradients,
             optimizer_step=self._state[1],
+            steps_within=config.optimizer.fused_backward,
             step=self._step(mixed_precision, checkpointing, every),
             sampling=other[0].sampling if other else self._sampling(mixed_precision),
             repeats=config.train.minibatch_repeat,

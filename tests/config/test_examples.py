@@ -77,6 +77,7 @@ def test_their_number():
         "12gb_sd1_finetune.yaml",
         "12gb_sdxl_lora.yaml",
         "24gb_sd1_finetune.yaml",
+        "24gb_sdxl_finetune.yaml",
         "24gb_sdxl_lora.yaml",
         "8gb_sd1_lora.yaml",
         "8gb_sdxl_lora.yaml",
