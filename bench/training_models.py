@@ -31,10 +31,11 @@ class Architecture:
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By piece."""
     is_small: bool = False
-    """Whether all pieces but the UNet are those of the quickstart's model."""
+    """Whether all pieces that don't change are those of the quickstart's model."""
 
 
 ARCHITECTURES = {
+    "tiny": Architecture(published="sd1", latent_size=16, pixels=4, is_small=True),
     "reduced": Architecture(
         published="sd1", latent_size=32, pixels=4, changes={"unet": REDUCED}, is_small=True
     ),
@@ -52,9 +53,12 @@ def write_model(directory: Path, architecture: Architecture) -> None:
 
     torch.manual_seed(0)
     if architecture.is_small:
+        shutil.copytree(TINY, directory)
+        if "unet" not in architecture.changes:
+            return
         from diffusers import UNet2DConditionModel
 
-        shutil.copytree(TINY, directory, ignore=shutil.ignore_patterns("unet"))
+        shutil.rmtree(directory / "unet")
         unet = UNet2DConditionModel(**architecture.changes["unet"])
         unet.save_pretrained(directory / "unet")
         return
