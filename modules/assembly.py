@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from modules.caption_lengths import MOST_COUNTED, describe_truncated
 from modules.changed_settings import show_changed
 from modules.checkpoint import read_progress
+from modules.compilation import compile_blocks
 from modules.component_checks import check_components
 from modules.config import Config, to_yaml
 from modules.data_findings import FILE
@@ -17,6 +18,7 @@ from modules.dataset_contents import begin_contents
 from modules.engine import create_accelerator, prepare_modules, set_attention
 from modules.errors import explained
 from modules.files import write_atomically
+from modules.graphed_denoiser import GraphedDenoiser
 from modules.hardware import warn_of_unfit_build
 from modules.idle_settings import idle_settings
 from modules.parts import (
@@ -105,6 +107,12 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     set_attention(parts.model, parts.networks, train.attention)
     if train.tome_ratio:
         explained("", partial(merge_tokens, parts.model.denoiser, train.tome_ratio))
+    if train.compile:
+        blocks = compile_blocks(parts.model, parts.networks)
+        logger.info("%d blocks are compiled when they first run, which takes minutes", blocks)
+    if train.cuda_graphs and (denoiser := parts.model.denoiser) is not None:
+        networks = list(parts.networks.values())
+        parts.model.graphs = GraphedDenoiser(denoiser, networks, most=train.cuda_graphs)
     text = text_parameters(parts.trained_base, parts.networks.values())
     remember_text(parts.model, parts.datasets, trained=bool(text), most_gib=train.text_memory_gib)
     if state is None:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from modules.compilation import compilation_faults
 from modules.component import argument_faults, build, resolve
 from modules.contracts import lacking_methods
 from modules.errors import ConfigError
 from modules.fused_backward import fused_backward_faults
+from modules.graphed_denoiser import graph_faults
 from modules.hardware import precision_fault
 from modules.hints import nearest
 from modules.models.weight_storage import storage_faults
@@ -60,7 +62,7 @@ def check_components(config: Config) -> None:
         faults += _trial("save", partial(build_saver, config))
         faults += _trial("sample", partial(build_sampler, config))
     if not faults:
-        faults += fused_backward_faults(config)
+        faults += fused_backward_faults(config) + compilation_faults(config) + graph_faults(config)
     if faults:
         listed = "".join(f"\n  {fault}" for fault in faults)
         raise ConfigError(f"{config.save.name}: the config asks for what can't be done:{listed}")

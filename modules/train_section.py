@@ -35,6 +35,12 @@ class TrainConfig:
     """Gradients are scaled down to this norm; 0 switches it off."""
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """Attention kernels: PyTorch's own or xformers'."""
+    compile: bool = False
+    """Compile the blocks that the denoiser repeats: fewer and larger kernels, after some minutes of
+    compiling in the first steps."""
+    cuda_graphs: Natural = 0
+    """Launch the denoiser's passes as CUDA graphs, for so many shapes of batches: small batches
+    don't wait for the host any more. Takes memory for each shape; 0 makes none."""
     seed: Natural = 0
     """Start of every random number of the run."""
     stop_text_encoders_after: Count | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from modules.mixed_precision import compute_dtype, with_autocast
@@ -80,6 +81,8 @@ class _Joined:
         if type(base) is not nn.Linear:  # its weight is stored in 8 bits since
             return self._add(base, (x,), type(base).forward(base, x))
         weight, dtype = base.weight, compute_dtype(x)
+        if torch.compiler.is_compiling():  # which sees to casts and memory itself
+            return self._add(base, (x,), type(base).forward(base, x))
         drops = layer.training and layer.dropouts != Dropout()
         if drops or weight.requires_grad or weight.dtype != dtype:
             return self._add(base, (x,), type(base).forward(base, x))

@@ -130,13 +130,14 @@ class DiffusionModel(Model):
             return self._denoise(inputs.to(self.denoiser_dtype))
 
     def _denoise(self, inputs: DenoiserInputs) -> Tensor:
-        return self.denoiser(
-            inputs.channels,
-            inputs.timestep,
-            encoder_hidden_states=inputs.encoder_hidden_states,
-            added_cond_kwargs=dict(inputs.added_cond_kwargs) or None,
+        given = {
+            "encoder_hidden_states": inputs.encoder_hidden_states,
+            "added_cond_kwargs": dict(inputs.added_cond_kwargs) or None,
             **inputs.residuals,
-        ).sample
+        }
+        if self.graphs is not None:
+            return self.graphs(inputs.channels, inputs.timestep, **given)
+        return self.denoiser(inputs.channels, inputs.timestep, **given).sample
 
     def decode(self, clean: Tensor) -> list[Image.Image]:
         """Pictures of what `encode_images` gives, (B, C, h, w)."""

@@ -22,6 +22,7 @@ from modules.verification import Verified
 
 if TYPE_CHECKING:
     from modules.block_offload import BlockOffload
+    from modules.graphed_denoiser import GraphedDenoiser
 
 
 class Model:
@@ -39,6 +40,8 @@ class Model:
     prediction_source: str | None = "its scheduler"  # what says the type; None: nothing does
     denoiser_dtype: torch.dtype | None = None
     """What a frozen denoiser computes in by itself; None leaves it to mixed precision."""
+    graphs: GraphedDenoiser | None = None
+    """Calls the denoiser by CUDA graphs."""
     offload: BlockOffload | None = None
     """Brings the weights of the denoiser's blocks that rest in the machine's memory."""
 
