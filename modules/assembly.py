@@ -15,7 +15,12 @@ from modules.component_checks import check_components
 from modules.config import Config, to_yaml
 from modules.data_findings import FILE
 from modules.dataset_contents import begin_contents
-from modules.engine import create_accelerator, prepare_modules, set_attention
+from modules.engine import (
+    create_accelerator,
+    prepare_modules,
+    set_attention,
+    store_channels_last,
+)
 from modules.errors import explained
 from modules.files import write_atomically
 from modules.graphed_denoiser import GraphedDenoiser
@@ -95,6 +100,8 @@ def _assemble_run(config: Config, accelerator: Accelerator, state: Path | None) 
     count = partial(describe_truncated, parts.model, parts.dataset, most=MOST_COUNTED)
     if is_main and (cut := explained("dataset", count)):
         logger.warning("%s", cut)
+    if train.channels_last:
+        store_channels_last(parts.model, parts.networks)
     prepare_modules(
         parts.model,
         parts.networks,

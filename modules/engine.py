@@ -158,6 +158,16 @@ class LossModule(nn.Module):
         return self.compute(batch)
 
 
+def store_channels_last(model: Model, networks: Mapping[str, Any]) -> None:
+    """Store 4-dimensional weights of diffusers' models, (out, in, k, k), with `in` last.
+
+    Activations between convolutions follow.
+    """
+    parts = [*model.components().values(), *networks.values()]
+    for module in diffusers_models([*parts, *([] if model.vae is None else [model.vae])]):
+        module.to(memory_format=torch.channels_last)
+
+
 def set_attention(model: Model, networks: Mapping[str, Any], kernel: str) -> None:
     """Choose the attention kernels; SDPA is diffusers' default and always works."""
     if kernel == "sdpa":

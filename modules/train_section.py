@@ -35,6 +35,9 @@ class TrainConfig:
     """Gradients are scaled down to this norm; 0 switches it off."""
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """Attention kernels: PyTorch's own or xformers'."""
+    channels_last: bool = False
+    """Store the weights of convolutions with their channels last, as NVIDIA's tensor cores want
+    them in half precision; on a CPU it gains nothing."""
     compile: bool = False
     """Compile the blocks that the denoiser repeats: fewer and larger kernels, after some minutes of
     compiling in the first steps."""
