@@ -42,8 +42,23 @@ class StepGuard:
                 type(self._raw).__name__,
             )
 
-    def step(self, make_step: Callable[[], object], *, loss: Tensor, norm: Tensor) -> None:
-        """Let `make_step` step the optimizer if loss and gradient norm are finite on all ranks."""
+    @property
+    def divides_itself(self) -> bool:
+        """Whether the optimizer can divide its gradients on its way."""
+        return self._skips_itself and self._accelerator.scaler is None
+
+    def step(
+        self,
+        make_step: Callable[[], object],
+        *,
+        loss: Tensor,
+        norm: Tensor,
+        divisor: Tensor | None = None,
+    ) -> None:
+        """Let `make_step` step the optimizer if loss and gradient norm are finite on all ranks.
+
+        `divisor`: of the gradients, where the optimizer divides them itself.
+        """
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         if self._accelerator.num_processes > 1:
             is_bad = self._accelerator.reduce(is_bad.float(), "sum") > 0
@@ -51,7 +66,7 @@ class StepGuard:
         if self._accelerator.scaler is not None:
             make_step()
         else:
-            self.step_unless(is_bad, make_step)
+            self.step_unless(is_bad, make_step, divisor=divisor)
 
     def count(self, is_bad: Tensor) -> None:
         """Note whether a step was left out."""
@@ -59,10 +74,12 @@ class StepGuard:
         self._in_a_row = torch.where(is_bad, self._in_a_row + 1, 0)
         self._skipped += is_bad
 
-    def step_unless(self, is_bad: Tensor, make_step: Callable[[], object]) -> None:
+    def step_unless(
+        self, is_bad: Tensor, make_step: Callable[[], object], *, divisor: Tensor | None = None
+    ) -> None:
         """Let `make_step` step the optimizer unless a flag on the device is set."""
         if self._skips_itself:
-            self._raw.grad_scale, self._raw.found_inf = None, is_bad.float()
+            self._raw.grad_scale, self._raw.found_inf = divisor, is_bad.float()
             try:
                 make_step()
             finally:

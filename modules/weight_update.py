@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from modules.trainer import Trainer
 
+_TINY = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
+
 
 class WeightUpdate:
     """Clips all gradients by their common norm, then lets the optimizer make one step."""
@@ -44,13 +46,20 @@ class WeightUpdate:
         """Know of the loss (a number) of step `number` before its backward pass."""
 
     def clip(self) -> Tensor:
-        """Clip the gradients; return their norm before, a number on the device."""
-        return clip_gradients(self._accelerator, self._parameters, self._max_grad_norm)
+        """Clip the gradients; return their norm before, a number on the device.
+
+        An optimizer that can divide them on its way does so in its step: a pass over them less.
+        """
+        most = 0.0 if self._guard.divides_itself else self._max_grad_norm
+        return clip_gradients(self._accelerator, self._parameters, most)
 
     def make(self, *, loss: Tensor, norm: Tensor, number: int) -> None:
         """Make step `number`, unless loss or norm is not finite."""
         step = partial(make_step, self._optimizer, number=number)
-        self._guard.step(step, loss=loss, norm=norm)
+        divisor = None
+        if self._max_grad_norm and self._guard.divides_itself:
+            divisor = ((norm.float() + _TINY) / self._max_grad_norm).clamp(min=1.0)
+        self._guard.step(step, loss=loss, norm=norm, divisor=divisor)
 
 
 class FusedBackward(WeightUpdate):

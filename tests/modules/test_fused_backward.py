@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from operations import Operations
 
 from modules.config import load
 from modules.errors import ConfigError
@@ -160,3 +161,17 @@ def test_the_estimate_counts_no_gradients(write_fused):
     saved = plain.step.at(1) - fused.step.at(1)
     assert plain.trained / 4 < saved <= plain.trained  # the peak has moved to where few were
     assert with_fused_backward(changed) is None
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_gradients_divided_in_the_step_give_the_weights_of_clipped_ones(write_fused, precision):
+    train = {"max_grad_norm": 0.01, "mixed_precision": precision}
+    path = write_fused("foreach", optimizer={"args": {"foreach": True}}, train=train)
+    clipped, _ = trained_weights(path)
+    path = write_fused("fused", optimizer={"args": {"fused": True}}, train=train)
+    with Operations() as operations:
+        divided, trainer = trained_weights(path)
+    assert trainer.guard.divides_itself
+    assert operations.counts["_foreach_mul_"] == 0
+    for one, other in zip(clipped, divided, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
