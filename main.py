@@ -49,12 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_up_logging()
         if speaks:
             keep_translation(options.config, *options.overrides, check=options.check)
-        from modules.lean_imports import import_diffusers
+        from modules.lean_imports import import_diffusers, without_collecting
 
-        import_diffusers()
-        from modules.out_of_memory import out_of_memory_explained
-        from modules.trainer import Trainer
-        from modules.trial import Trial
+        with without_collecting():
+            import_diffusers()
+            from modules.out_of_memory import out_of_memory_explained
+            from modules.trainer import Trainer
+            from modules.trial import Trial
 
         with out_of_memory_explained(config):
             trial = Trial.writing(sheet=options.contact_sheet, report=options.report)

@@ -1,9 +1,12 @@
-"""The first import of diffusers, without packages that it imports for what is not used here."""
+"""The first import of what training needs, without what it imports for nothing, and quickly."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _QUANTIZERS = ("bitsandbytes", "torchao", "gguf", "optimum.quanto", "modelopt")
 
@@ -24,3 +27,21 @@ def import_diffusers() -> None:
     finally:
         for name in hidden:
             sys.modules.pop(name, None)
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Keep the garbage collector from a process's first imports, and what they leave from it.
+
+    It would look through a million objects again and again, of which none ever is garbage: 0.7 of
+    4.6 s. Does nothing if diffusers has been imported before.
+    """
+    if "diffusers" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
