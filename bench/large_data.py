@@ -35,8 +35,8 @@ from modules.packed_latents import packed_folder
 from preprocess.latent_shards import write_shard
 
 STAGES = (
-    *("imports", "buckets.json", "dataset", "shapes", "findings", "first batch", "in all"),
-    "peak MiB",
+    *("imports", "buckets.json", "dataset", "shapes", "findings", "epoch", "first batch"),
+    *("in all", "peak MiB"),
 )
 _BATCH_SIZE = 4
 _FACTOR = 8  # pixels of a latent position
@@ -69,7 +69,8 @@ def caption_of(name: str) -> str:
 def measure(directory: Path) -> dict[str, float]:
     """Open a dataset as training does; return the seconds of each stage and the peak in MiB.
 
-    `dataset` reads buckets.json, too, and `in all` is what a run does after its imports.
+    `dataset` reads buckets.json, too, `epoch` draws an epoch's order, which `first batch` does
+    again, and `in all` is what a run does after its imports.
     """
 
     took: dict[str, float] = {}
@@ -88,8 +89,10 @@ def measure(directory: Path) -> dict[str, float]:
         dataset.check_latent_shapes(_FACTOR, 4)
     with _timed(took, "findings"):
         found = find_in_data(dataset)
+    sampler = BucketBatchSampler(dataset.buckets, batch_size=_BATCH_SIZE)
+    with _timed(took, "epoch"):
+        sampler.plan(0)
     with _timed(took, "first batch"):
-        sampler = BucketBatchSampler(dataset.buckets, batch_size=_BATCH_SIZE)
         groups = step_groups(make_source(dataset, sampler), gradient_accumulation_steps=1)
         assert next(groups)[0].batch.names
     stages = ("dataset", "shapes", "findings", "first batch")
