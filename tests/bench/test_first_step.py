@@ -17,9 +17,15 @@ def test_cells_compare_rounds_with_their_own():
     }
     assert first_step.describe(found) == [
         *("2.50", "4.00", "4.50", "**0.88** (0.75 to 1.00)"),
-        *("1.50", "2.00", "**0.75** (0.50 to 1.00)"),
+        *("1.50", "2.00", "**0.75**"),
         *("4.25", "5.00", "410", "820", "**0.50** (0.50 to 0.50)"),
     ]
+
+
+def test_nothing_above_the_imports_is_said_in_words():
+    taken = {"imports": 2.0, "ours": 1.5, "peft": 2.5}
+    found = {name: [Taken(cpu=cpu, wall=cpu, mib=1.0)] for name, cpu in taken.items()}
+    assert first_step.describe(found)[4:7] == ["-0.50", "0.50", "**below 0**"]
 
 
 @pytest.mark.slow
