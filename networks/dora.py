@@ -62,8 +62,12 @@ def _kept(axis: Axis) -> int:
     return 1 if axis == "input" else 0
 
 
-def decomposed_addition(layer: AdapterLayer, base: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+def decomposed_addition(
+    layer: AdapterLayer, base: nn.Module, x: Tensor, output: Tensor, *, is_plain: bool = False
+) -> Tensor:
     """What the base's output for `x` gets added, (W' - W) x, without building W'.
+
+    `is_plain`: nothing but the base has made the output.
 
     With s = m / ||V||: W' x = s * (W x + dW x) for rows, W (s * x) + dW (s * x) for columns. A
     fresh one adds zero; in a base of another precision than it was made with, rounding errors.
@@ -74,7 +78,7 @@ def decomposed_addition(layer: AdapterLayer, base: nn.Module, x: Tensor, output:
     scale = scale.view(-1, 1, 1) if weight.dim() == 4 else scale
     if layer.dora_axis == "input":
         return _product(base, x * (scale - 1), weight) + layer(x * scale)
-    if len(base._forward_hooks) > 1:  # others have changed the output
+    if not is_plain and (len(base._forward_hooks) > 1 or "forward" in vars(base)):
         plain = _product(base, x, weight)
     elif base.bias is None:
         plain = output

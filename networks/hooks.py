@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from modules.mixed_precision import compute_dtype, with_autocast
+from networks.changes import Decomposed, LowRank
 from networks.compute_copies import ComputeCopies
+from networks.costs import merging_pays
 from networks.dora import decomposed_addition
 from networks.dropout import Dropout
 from networks.layer import AdapterLayer, plain_addition
 from networks.low_rank import LowRankLinear
+from networks.merged import MergedLinear
 
 
 class Removable(Protocol):
@@ -38,16 +42,21 @@ def join(
     copies: ComputeCopies,
 ) -> Removable:
     """Let a layer of the base compute with an adapter's; `multiplier` is asked at each call."""
-    add = adding(layer, multiplier)
-    pair = layer.low_rank_pair() if layer.dora_scale is None else None
-    if pair is not None and type(base) is nn.Linear and "forward" not in vars(base):
-        return _Joined(layer, base, pair, multiplier, copies, add)
-    return base.register_forward_hook(add)
+    if type(base) is nn.Linear and layer.change(1.0) is not None and "forward" not in vars(base):
+        return _Joined(layer, base, multiplier, copies)
+    return base.register_forward_hook(adding(layer, multiplier))
 
 
-def adding(layer: AdapterLayer, multiplier: Callable[[], float]) -> Callable[..., Tensor]:
-    """A hook for the base's layer; `multiplier` is asked at each call."""
-    addition = plain_addition if layer.dora_scale is None else decomposed_addition
+def adding(
+    layer: AdapterLayer, multiplier: Callable[[], float], *, is_hook: bool = True
+) -> Callable[..., Tensor]:
+    """A hook for the base's layer; `multiplier` is asked at each call.
+
+    Not as a hook it is called with the base's own output, which nobody has changed.
+    """
+    addition: Callable[..., Tensor] = plain_addition
+    if layer.dora_scale is not None:
+        addition = partial(decomposed_addition, is_plain=not is_hook)
 
     def add(base: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         with with_autocast(output):
@@ -67,33 +76,47 @@ class _Joined:
         self,
         layer: AdapterLayer,
         base: nn.Linear,
-        pair: tuple[Tensor, Tensor],
         multiplier: Callable[[], float],
         copies: ComputeCopies,
-        add: Callable[..., Tensor],
     ) -> None:
-        self._layer, self._base, self._pair = layer, base, pair
-        self._multiplier, self._copies, self._add = multiplier, copies, add
+        self._layer, self._base = layer, base
+        self._multiplier, self._copies = multiplier, copies
+        self._add = adding(layer, multiplier, is_hook=False)
         vars(base)["forward"] = self
 
     def __call__(self, x: Tensor) -> Tensor:
-        layer, base, (down, up) = self._layer, self._base, self._pair
+        base = self._base
+        output = self._as_one(x)
+        if output is None:
+            return self._add(base, (x,), type(base).forward(base, x))
+        return output
+
+    def _as_one(self, x: Tensor) -> Tensor | None:
+        """Base and change as one operation, the one that costs least; None where there is none."""
+        layer, base, dtype = self._layer, self._base, compute_dtype(x)
         if type(base) is not nn.Linear:  # its weight is stored in 8 bits since
-            return self._add(base, (x,), type(base).forward(base, x))
-        weight, dtype = base.weight, compute_dtype(x)
-        if torch.compiler.is_compiling():  # which sees to casts and memory itself
-            return self._add(base, (x,), type(base).forward(base, x))
+            return None
+        if torch.compiler.is_compiling():  # a compiler sees to casts and memory itself
+            return None
         drops = layer.training and layer.dropouts != Dropout()
-        if drops or weight.requires_grad or weight.dtype != dtype:
-            return self._add(base, (x,), type(base).forward(base, x))
-        return LowRankLinear.apply(  # type: ignore[no-any-return]
-            x.to(dtype),
-            weight,
-            base.bias,
-            self._copies.of(down, dtype),
-            self._copies.of(up, dtype),
-            layer.scale * self._multiplier(),
-        )
+        if drops or base.weight.requires_grad or base.weight.dtype != dtype:
+            return None
+        multiplier = self._multiplier()
+        change, factors = layer.change(multiplier), layer.change_factors()
+        assert change is not None, "only layers with one are joined"
+        if layer.dora_scale is not None:
+            if multiplier != 1.0 or not isinstance(change, LowRank):
+                return None
+            change = Decomposed(change, by_output=layer.dora_axis == "output")
+            factors = layer.dora_scale, *factors
+        given, rows = (x.to(dtype), base.weight, base.bias), x.numel() // x.shape[-1]
+        merges = not change.is_thin or merging_pays(rows, base.in_features, base.out_features)
+        if merges and dtype == torch.float32:
+            return MergedLinear.apply(*given, change, *factors)  # type: ignore[no-any-return]
+        if not isinstance(change, LowRank):
+            return None
+        low = (self._copies.of(factor, dtype) for factor in factors)
+        return LowRankLinear.apply(*given, *low, change.scale)  # type: ignore[no-any-return]
 
     def remove(self) -> None:
         """Give the layer its own forward back."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.changes import Change
 from networks.dropout import Dropout
 
 
@@ -49,9 +50,13 @@ class AdapterLayer(nn.Module):
         """The addition to the layer's output for the input `x`."""
         raise TypeError(f"{type(self).__name__} has no forward")
 
-    def low_rank_pair(self) -> tuple[Tensor, Tensor] | None:
-        """`down` (rank, in) and `up` (out, rank) if the change is scale * up @ down."""
+    def change(self, multiplier: float) -> Change | None:
+        """The change of a Linear layer's weight as a function, so many times; None: has none."""
         return None
+
+    def change_factors(self) -> tuple[Tensor, ...]:
+        """What `change` is a function of."""
+        return ()
 
     def delta_weight(self) -> Tensor:
         """The same as a change of the layer's weight, in its shape, float32."""

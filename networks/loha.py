@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.base import Adapter
+from networks.changes import Hadamard
 from networks.dropout import drop_rows
 from networks.layer import AdapterLayer, kernel_of, operation_of, sizes_of
 
@@ -41,11 +42,17 @@ class LoHaLayer(AdapterLayer):
             addition = drop_rows(addition, self.dropouts.rank_dropout)
         return addition
 
+    def change(self, multiplier: float) -> Hadamard | None:
+        return Hadamard(self.scale * multiplier) if len(self.shape) == 2 else None
+
+    def change_factors(self) -> tuple[Tensor, ...]:
+        return self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b
+
     def delta_weight(self) -> Tensor:
         return self._delta().float()
 
     def _delta(self) -> Tensor:
-        factors = (self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b)
+        factors = self.change_factors()
         with torch.autocast(self.hada_w1_a.device.type, enabled=False):  # products in float32
             return _HadamardProduct.apply(*factors, self.scale).view(self.shape)
 

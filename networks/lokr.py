@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.base import Adapter
+from networks.changes import Kronecker
 from networks.dropout import drop_rows
 from networks.layer import AdapterLayer, kernel_of, operation_of, sizes_of
 
@@ -89,6 +90,18 @@ class LoKrLayer(AdapterLayer):
         if self.training and self.dropouts.rank_dropout:
             addition = drop_rows(addition, self.dropouts.rank_dropout)
         return addition
+
+    def change(self, multiplier: float) -> Kronecker | None:
+        if self._kernel:
+            return None
+        wholes = self.lokr_w1 is not None, self.lokr_w2 is not None
+        scale = self.scale * multiplier
+        return Kronecker(scale, is_first_whole=wholes[0], is_second_whole=wholes[1])
+
+    def change_factors(self) -> tuple[Tensor, ...]:
+        first = (self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b)
+        second = (self.lokr_w2, self.lokr_w2_a, self.lokr_w2_b)
+        return tuple(factor for factor in (*first, *second) if factor is not None)
 
     def delta_weight(self) -> Tensor:
         first = self._first().float() * self.scale

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.base import Adapter
+from networks.changes import LowRank
 from networks.dropout import Dropout, drop_ranks
 from networks.layer import AdapterLayer, sizes_of
 
@@ -53,9 +54,12 @@ class LoRALayer(AdapterLayer):
             low = drop_ranks(low, self.dropouts.rank_dropout)
         return self.lora_up(low)
 
-    def low_rank_pair(self) -> tuple[Tensor, Tensor] | None:
+    def change(self, multiplier: float) -> LowRank | None:
         if isinstance(self.lora_down, nn.Conv2d):
             return None
+        return LowRank(self.scale * multiplier)
+
+    def change_factors(self) -> tuple[Tensor, ...]:
         return self.lora_down.weight, self.lora_up.weight
 
     def delta_weight(self) -> Tensor:
