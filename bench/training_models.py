@@ -19,6 +19,20 @@ REDUCED: dict[str, Any] = {
 """SD1's UNet, 192 layers with adapters as there, in a size that a processor can train."""
 
 
+_WIDTH = 160  # of a token, 768 in SD1
+REDUCED_PIECES: dict[str, Any] = {
+    "unet": {**REDUCED, "cross_attention_dim": _WIDTH},
+    "vae": {"block_out_channels": (24, 48, 96, 96), "norm_num_groups": 8},
+    "text_encoder": {
+        "hidden_size": _WIDTH,
+        "intermediate_size": 4 * _WIDTH,
+        "num_attention_heads": 4,
+        "projection_dim": _WIDTH,
+    },
+}
+"""SD1's UNet, VAE and text encoder with a fifth of their channels, as deep as there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A base model to be made: a published one, with other values in the configs of its pieces."""
@@ -39,6 +53,7 @@ ARCHITECTURES = {
     "reduced": Architecture(
         published="sd1", latent_size=32, pixels=4, changes={"unet": REDUCED}, is_small=True
     ),
+    "whole": Architecture(published="sd1", latent_size=32, changes=REDUCED_PIECES),
     "sd1": Architecture(published="sd1", latent_size=64),
     "sdxl": Architecture(published="sdxl", latent_size=128),
 }
