@@ -1,4 +1,4 @@
-"""Blocks of diffusers' denoisers that keep less for the backward pass, with the same results."""
+"""Blocks of diffusers' denoisers that keep and do less, with the same results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from modules.models.lean_operations import GEGLULinear, NormSiLUConv
 
 
 def keep_less(denoiser: nn.Module) -> int:
-    """Let residual and feed-forward blocks keep less; returns how many do.
+    """Let residual, feed-forward and attention blocks keep or do less; returns how many do.
 
     Only blocks of exactly diffusers' classes, in the forms that Stable Diffusion has. A layer that
     is hooked, replaced or quantized computes by itself, and the rest of its block as one.
     """
     from diffusers.models.attention import FeedForward
+    from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
 
     count = 0
@@ -30,6 +31,8 @@ def keep_less(denoiser: nn.Module) -> int:
             forward = _residual
         elif type(module) is FeedForward and _is_plain_feed_forward(module):
             forward = _feed_forward
+        elif type(module) is Attention and _is_plain_attention(module):
+            forward = _attention
         if forward is not None:
             vars(module)["forward"] = MethodType(forward, module)
             count += 1
@@ -49,6 +52,12 @@ def _is_plain_feed_forward(block: Any) -> bool:
 
     kinds = [type(module) for module in block.net]
     return kinds[:2] == [GEGLU, nn.Dropout] and issubclass(kinds[2], nn.Linear)
+
+
+def _is_plain_attention(block: Any) -> bool:
+    norms = (block.group_norm, block.spatial_norm, block.norm_q, block.norm_k, block.norm_cross)
+    scales = block.rescale_output_factor != 1 or block.residual_connection
+    return not (any(norms) or scales)
 
 
 def _residual(block: Any, input_tensor: Tensor, temb: Tensor | None) -> Tensor:
@@ -77,6 +86,29 @@ def _feed_forward(block: Any, hidden_states: Tensor) -> Tensor:
         return linear(GEGLULinear.apply(projection, None, None, projection.dtype))  # type: ignore[no-any-return]
     dtype = compute_dtype(projection)
     return GEGLULinear.apply(projection, linear.weight, linear.bias, dtype)  # type: ignore[no-any-return]
+
+
+def _attention(
+    block: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **options: Any
+) -> Tensor:
+    """Forward of diffusers' Attention with SDPA, which looks at no signature and divides by no 1.
+
+    `hidden_states` (B, tokens, D), `encoder_hidden_states` (B, others, D').
+    """
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    given = any(value is not None for value in options.values())
+    if given or type(block.processor) is not AttnProcessor2_0 or hidden_states.dim() != 3:
+        options["encoder_hidden_states"] = encoder_hidden_states
+        return type(block).forward(block, hidden_states, **options)  # type: ignore[no-any-return]
+    context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+    query, key, value = block.to_q(hidden_states), block.to_k(context), block.to_v(context)
+    heads = [
+        x.view(len(x), -1, block.heads, x.shape[-1] // block.heads).transpose(1, 2)
+        for x in (query, key, value)
+    ]
+    joined = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(query.shape)
+    return block.to_out[1](block.to_out[0](joined))  # type: ignore[no-any-return]
 
 
 def _norm_silu_conv(norm: Any, conv: Any, x: Tensor) -> Tensor:

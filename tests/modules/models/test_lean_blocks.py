@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 
 from modules.mixed_precision import checkpoint
@@ -32,7 +33,7 @@ def plain():
 def lean(plain):
     plain.zero_grad()
     lean = copy.deepcopy(plain)
-    assert keep_less(lean) == 18  # 12 residual blocks, 6 feed-forward ones
+    assert keep_less(lean) == 30  # 12 residual blocks, 6 feed-forward ones, 12 of attention
     return lean
 
 
@@ -178,6 +179,32 @@ def test_with_checkpointing(plain, lean):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     lean.disable_gradient_checkpointing()
     assert kept < 0.5 * run(lean)[1]
+
+
+def test_attention_of_another_kind_is_left_to_its_processor(plain, lean):
+    calls = []
+
+    class Counting(AttnProcessor2_0):
+        def __call__(self, *args, **options):
+            calls.append(1)
+            return super().__call__(*args, **options)
+
+    lean.set_attn_processor(Counting())
+    assert torch.equal(run(lean)[0], run(plain)[0])
+    assert len(calls) == 12
+
+
+def test_attention_with_a_mask_is_as_it_was(plain, lean):
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 4, 16, 16), torch.tensor([5, 9]), torch.randn(2, 7, 16)
+    mask = torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
+    with torch.no_grad():
+        masked, expected = (
+            unet(*inputs, encoder_attention_mask=mask).sample for unet in (lean, plain)
+        )
+        free = lean(*inputs).sample
+    assert torch.equal(masked, expected)
+    assert not torch.equal(masked, free)
 
 
 def test_dropout_is_left_to_the_block(lean):
