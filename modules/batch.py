@@ -17,7 +17,7 @@ class Sample:
     name: str
     caption: str
     pixel_values: Tensor | None = None  # (3, H, W) in [-1, 1]
-    latents: Tensor | None = None  # (C, h, w), unscaled VAE output
+    latents: Tensor | None = None  # (C, h, w), unscaled VAE output, or (2C, h, w), its moments
     mask: Tensor | None = None  # (1, h, w)
     original_size: tuple[int, int] | None = None  # height, width before resizing
     crop_top_left: tuple[int, int] | None = None  # top, left in the resized image
@@ -35,7 +35,7 @@ class Batch:
     names: list[str] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)  # of its images, where a run reads them
     pixel_values: Tensor | None = None  # (B, 3, H, W) in [-1, 1]
-    latents: Tensor | None = None  # (B, C, h, w), unscaled VAE output
+    latents: Tensor | None = None  # (B, C, h, w), unscaled VAE output, or 2C moments
     mask: Tensor | None = None  # (B, 1, h, w), weight of each position in the loss
     original_size: Tensor | None = None  # (B, 2) height, width before resizing
     crop_top_left: Tensor | None = None  # (B, 2)
@@ -145,7 +145,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         names=[sample.name for sample in samples],
         indices=[sample.index for sample in samples if sample.index is not None],
         pixel_values=_stack(samples, "pixel_values", [s.pixel_values for s in samples]),
-        latents=_stack(samples, "latents", [s.latents for s in samples]),
+        latents=_stack(samples, "latents", _alike([s.latents for s in samples])),
         mask=_stack(samples, "mask", masks),
         original_size=_stack(samples, "original_size", [s.original_size for s in samples]),
         crop_top_left=_stack(samples, "crop_top_left", [s.crop_top_left for s in samples]),
@@ -153,6 +153,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
         text=_stack_by_key(samples, [sample.text for sample in samples]),
         extras=_stack_by_key(samples, [sample.extras for sample in samples]),
     )
+
+
+def _alike(latents: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Latents beside moments of others become moments without variance, (2C, h, w)."""
+    channels = {len(each) for each in latents if each is not None}
+    if len(channels) != 2 or max(channels) != 2 * min(channels):
+        return list(latents)
+    return [
+        torch.cat([each, torch.full_like(each, -torch.inf)])
+        if each is not None and len(each) == min(channels)
+        else each
+        for each in latents
+    ]
 
 
 def _stack_by_key(

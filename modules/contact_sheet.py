@@ -19,6 +19,7 @@ from modules.held_out import HeldOut
 from modules.images import open_image
 from modules.models.pieces import load_vae
 from modules.models.spaces import Latents, to_pictures
+from modules.moments import mean_of
 from modules.prepared_dataset import PreparedDataset
 from modules.sheet_page import PER_PAGE, Card, draw_page
 
@@ -136,7 +137,7 @@ class _Cards:
                 picture = open_image(file)
                 flipped = part.draw_transform(place.index).is_flipped
                 return ImageOps.mirror(picture) if flipped else picture
-        return self._decode(sample.latents)
+        return self._decode(mean_of(sample.latents, self._space.channels))
 
     def _decode(self, latents: Tensor) -> Image.Image:
         space = self._space

@@ -26,13 +26,14 @@ _FLIPPED = flipped_folder(Path(_LATENTS)).name
 class LatentDataset(PreparedDataset):
     """Cached latents: latents/<name>.npy, which preprocess/latent.py makes, or packed ones.
 
+    Or the moments to draw them from, in each step others (`modules/moments.py`).
     Of mirrored images, latents_flipped/<name>.npy: a VAE makes other latents of them, not mirrored
     ones. Nothing else can be done to cached latents.
     """
 
     def read_image(self, name: str, transform: Transform) -> dict[str, Tensor]:
         folder = self._folders[_FLIPPED if transform.is_flipped else _LATENTS]
-        return {"latents": folder.read(name)}  # (C, h, w)
+        return {"latents": folder.read(name)}  # (C, h, w) or (2C, h, w)
 
     def image_files(self) -> Iterator[str]:
         """Yield the path of every file with latents, within the dataset."""
@@ -65,8 +66,10 @@ class LatentDataset(PreparedDataset):
         return all(folder.is_packed(name) for folder in self._folders.values())
 
     def image_misfit(self, name: str, size: Size, grid: Grid) -> tuple[str, str, str] | None:
+        channels, *sides = grid
         for folder in self._folders.values():
-            if (shape := folder.shape(name)) != grid:
+            shape = folder.shape(name)
+            if shape not in (grid, (2 * channels, *sides)):  # latents, or their moments
                 return folder.file(name), f"shape {shape}", folder.maker
         return None
 

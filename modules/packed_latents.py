@@ -11,11 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from modules.files import parse_lines
-from modules.store import Store
+from modules.store import LocalStore, Store
 
 OUTDATED = "outdated.jsonl"
 """The file that names rows which no longer count: {"name": ..., "before": number} a line."""
@@ -53,8 +54,19 @@ class Shard:
         start = self.start + row * size
         content = store.read(self.file, start, start + size)
         if len(content) != size:
-            raise ValueError(f"{store}/{self.file}: is cut short; delete it and make it again")
+            raise self._cut_short(store)
         return np.frombuffer(content, self.dtype).reshape(self.shape)
+
+    def map(self, store: LocalStore) -> np.ndarray:
+        """Map all rows (N, C, h, w) into memory; nothing is read before it is asked for."""
+        try:
+            path, shape = store.directory / self.file, (self.count, *self.shape)
+            return np.memmap(path, self.dtype, mode="r", offset=self.start, shape=shape)
+        except ValueError as error:
+            raise self._cut_short(store) from error
+
+    def _cut_short(self, store: Store) -> ValueError:
+        return ValueError(f"{store}/{self.file}: is cut short; delete it and make it again")
 
 
 def packed_folder(latents: str) -> str:
@@ -94,7 +106,7 @@ def shard_number(stem: str) -> tuple[int, str]:
 class PackedLatents:
     """The packed latents of images beside the folder `latents`, as far as there are any.
 
-    Places are held in an array, 8 bytes for each image.
+    Places are held in an array, 8 bytes for each image. Local files are mapped into memory.
 
     Raises:
         ValueError: a file of packed latents can't be read.
@@ -104,6 +116,7 @@ class PackedLatents:
         self._store = store
         shards = read_shards(store, latents)
         self._shards = [shard for shard, _ in shards]
+        self._maps: dict[int, np.ndarray] = {}  # of local files, once they have been read
         self._numbers = {name: n for n, name in enumerate(names)} if shards else {}
         self._places = np.full(len(self._numbers), -1, dtype=np.int64)  # shard << 32 | row
         for place, (_, rows) in enumerate(shards):
@@ -129,15 +142,20 @@ class PackedLatents:
         Raises:
             ValueError: the file can't be read, or is cut short.
         """
-        shard, row = self._find(name)
+        place, row = self._find(name)
+        shard = self._shards[place]
         try:
-            return shard.read(self._store, row)
+            if not isinstance(self._store, LocalStore):
+                return shard.read(self._store, row)
+            if place not in self._maps:
+                self._maps[place] = shard.map(self._store)
+            return self._maps[place][row]
         except OSError as error:
             raise ValueError(f"{self._store}/{shard.file}: can't be read ({error})") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of an image's latents; nothing is read."""
-        return self._find(name)[0].shape
+        return self._shards[self._find(name)[0]].shape
 
     def files(self) -> list[str]:
         """Return the files that latents are read from."""
@@ -146,15 +164,19 @@ class PackedLatents:
 
     def file(self, name: str) -> str:
         """Return the file that holds an image's latents."""
-        return self._find(name)[0].file
+        return self._shards[self._find(name)[0]].file
 
     def _number(self, name: str | None) -> int:
         return -1 if name is None else self._numbers.get(name, -1)
 
-    def _find(self, name: str) -> tuple[Shard, int]:
+    def _find(self, name: str) -> tuple[int, int]:
+        """The shard's number and the row."""
         place = int(self._places[self._numbers[name]])
         assert place >= 0, name
-        return self._shards[place >> 32], place & 0xFFFFFFFF
+        return place >> 32, place & 0xFFFFFFFF
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_maps": {}}  # each process maps for itself
 
 
 def _read_header(store: Store, file: str) -> tuple[Shard, list[str]]:

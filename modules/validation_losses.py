@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modules.batch import Batch
 from modules.denoising import denoising_error
+from modules.moments import at_mean
 from modules.randomness import drawn_apart
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class DenoisingLosses:
 
     def of(self, run: Trainer, batch: Batch, content: str) -> Tensor:
         """The loss of one image at each timestep, (len(labels),)."""
-        batch = run.model.encode(batch)
+        batch = run.model.encode(at_mean(batch, run.model.latent_channels))
         clean = run.model.encode_images(batch)
         noise = torch.cat(
             [self._noise(run, clean, content, place) for place in range(len(self.timesteps))]

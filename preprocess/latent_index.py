@@ -21,17 +21,31 @@ from preprocess.sources import stamp
 
 logger = logging.getLogger(__name__)
 
+_MADE_AS = ("vae", "dtype", "flipped", "posterior")
+_UNNOTED = "sample"  # of the posterior: what there was before there was a choice
+
 
 class LatentIndex:
     """The latents' directory and its index: which image's content went through which VAE."""
 
     def __init__(
-        self, directory: Path, *, vae: str, dtype: str, shard: Shard, is_flipped: bool = False
+        self,
+        directory: Path,
+        *,
+        vae: str,
+        dtype: str,
+        posterior: str,
+        shard: Shard,
+        is_flipped: bool = False,
     ) -> None:
         self.directory = directory
         self.is_flipped = is_flipped
         """Latents of mirrored images."""
-        self.key = {"vae": vae, "dtype": dtype, **({"flipped": True} if is_flipped else {})}
+        self.key: dict[str, Any] = {"vae": vae, "dtype": dtype}
+        if is_flipped:
+            self.key["flipped"] = True
+        if posterior != _UNNOTED:
+            self.key["posterior"] = posterior
         self.journal = Journal(directory / "index.jsonl", shard)
         self.journal.rewrite()
         self._packed = self._find_packed()
@@ -43,12 +57,14 @@ class LatentIndex:
     def find(self, task: Task) -> dict[str, Any] | None:
         """Return the entry of an image's latents if they are there and of this VAE."""
         entry = self.journal.entries.get(task.name)
-        if entry is None or not self.key.items() <= entry.items():
-            return None
-        if entry.get("flipped", False) != self.is_flipped:
+        if entry is None or not self._is_own(entry):
             return None
         is_there = task.name in self._packed or self.path(task.name).is_file()
         return entry if is_there else None
+
+    def _is_own(self, entry: Mapping[str, Any]) -> bool:
+        """Say whether an entry's latents are made as new ones would be."""
+        return all(entry.get(key) == self.key.get(key) for key in _MADE_AS)
 
     def has(self, task: Task) -> bool:
         """Say whether an image's latents are up to date, without reading the image."""
@@ -64,7 +80,8 @@ class LatentIndex:
             self.path(task.name).unlink()
         if outdated:
             logger.info(
-                "%s: %d latents are of another VAE or precision; encoding these images again",
+                "%s: %d latents are of another VAE, precision or --posterior; "
+                "encoding these images again",
                 self.directory,
                 len(outdated),
             )
@@ -99,12 +116,12 @@ class LatentIndex:
         for shard, rows in read_shards(store, self.directory.name):
             names = [name for name in rows if name is not None]
             entries = (self.journal.entries.get(name, self.key) for name in names)
-            if all(self.key.items() <= entry.items() for entry in entries):
+            if all(self._is_own(entry) for entry in entries):
                 found.update(names)
             else:
                 (store.directory / shard.file).unlink()
                 logger.info(
-                    "%s: is of another VAE or precision; encoding its %d images again",
+                    "%s: is of another VAE, precision or --posterior; encoding its %d images again",
                     store.directory / shard.file,
                     len(names),
                 )

@@ -13,6 +13,7 @@ from torch import Tensor
 from modules.models.fingerprint import hash_encoder
 from modules.models.pieces import has_vae, load_vae
 from preprocess.device import DTYPES, choose_device, choose_dtype
+from preprocess.posterior import POSTERIORS, Posterior
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +23,15 @@ class NoVAE(ValueError):
 
 
 class VAEEncoder:
-    """Encode images to samples of the VAE's posterior, unscaled; the decoder is dropped.
+    """Encode images to what is wanted of the VAE's posterior, unscaled; the decoder is dropped.
 
     A sample depends on the image and its seed alone, not on the batch or the device's generator.
     """
 
-    def __init__(self, vae: Any, *, device: torch.device, dtype: str) -> None:
+    def __init__(
+        self, vae: Any, *, device: torch.device, dtype: str, posterior: Posterior = "sample"
+    ) -> None:
+        self.posterior = posterior
         vae.decoder = vae.post_quant_conv = None
         self.fingerprint = hash_encoder(vae)
         self.dtype = dtype
@@ -41,6 +45,8 @@ class VAEEncoder:
     @torch.inference_mode()
     def encode(self, pixel_values: Tensor, seeds: Sequence[int]) -> np.ndarray:
         """Return latents (B, C, h, w), float32, of images (B, 3, H, W) in [-1, 1].
+
+        Of moments there are 2C channels: the mean, and behind it the logarithm of the variance.
 
         Raises:
             ValueError: not even one image fits into memory.
@@ -74,19 +80,27 @@ class VAEEncoder:
         pixel_values = pixel_values.to(self.device, DTYPES[self.dtype])
         posterior = self._vae.encode(pixel_values).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
+        if self.posterior == "mode":
+            return mean.cpu().numpy()
+        if self.posterior == "moments":
+            return torch.cat([mean, posterior.logvar.float()], dim=1).cpu().numpy()
         noise = torch.stack(
             [torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
         )
         return (mean + std * noise.to(self.device)).cpu().numpy()
 
 
-def load_encoder(path: str, *, device: str | None, dtype: str) -> VAEEncoder:
+def load_encoder(
+    path: str, *, device: str | None, dtype: str, posterior: Posterior = "sample"
+) -> VAEEncoder:
     """Load the VAE of `path` onto a device, by default the accelerator if there is one.
 
     Raises:
         NoVAE: `path` is a model that works on pixels.
-        ValueError: there is no such VAE, device or dtype.
+        ValueError: there is no such VAE, device, dtype, or part of the posterior.
     """
+    if posterior not in POSTERIORS:
+        raise ValueError(f"posterior: {posterior!r} is not one of {', '.join(POSTERIORS)}")
     choose_dtype(dtype)
     if not has_vae(path):
         raise NoVAE(
@@ -94,4 +108,4 @@ def load_encoder(path: str, *, device: str | None, dtype: str) -> VAEEncoder:
             "`module: modules.dataset.ImageDataset`"
         )
     place = choose_device(device)
-    return VAEEncoder(load_vae(path), device=place, dtype=dtype)
+    return VAEEncoder(load_vae(path), device=place, dtype=dtype, posterior=posterior)

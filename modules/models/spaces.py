@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modules.batch import Batch, Sample
 from modules.mixed_precision import without_autocast
+from modules.moments import draw
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Space(Protocol):
 
 
 class Latents:
-    """Latents of a VAE, which a dataset may have cached.
+    """Latents of a VAE, which a dataset may have cached, or the moments to draw them from.
 
     `scaling_factor` brings them to unit variance (Rombach et al. 2022, arXiv:2112.10752, G).
     """
@@ -58,7 +59,7 @@ class Latents:
 
     def encode(self, batch: Batch) -> Tensor:
         if batch.latents is not None:
-            return batch.latents
+            return draw(batch.latents, self.channels)
         assert batch.pixel_values is not None, "the dataset gave neither latents nor pixel_values"
         return self.encode_pixels(batch.pixel_values)
 

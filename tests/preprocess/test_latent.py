@@ -13,7 +13,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from modules.dataset import LatentDataset
+from modules.images import to_tensor
 from modules.models.pieces import load_vae
+from modules.moments import draw as draw_latents
 from preprocess.bucketing import bucketing
 from preprocess.latent import latent, main
 from preprocess.pack import pack
@@ -76,7 +78,8 @@ def load(dataset, name):
 
 
 def test_latents_are_posterior_samples(dataset, model):
-    assert counts(latent(directory=dataset, model=model, batch_size=2)) == (4, 0, 0)
+    made = latent(directory=dataset, model=model, batch_size=2, posterior="sample")
+    assert counts(made) == (4, 0, 0)
     vae = load_vae(model)
     for name in ("a", "sub/b.1", "c"):
         image = Image.open(dataset / "images" / f"{name}.png")
@@ -90,6 +93,53 @@ def test_latents_are_posterior_samples(dataset, model):
         assert abs(noise.mean()) < 0.3
         assert 0.8 < noise.std() < 1.2
     LatentDataset(str(dataset), prompt="").check_latent_shapes(2, 4)
+
+
+def test_moments_are_those_of_the_posterior_and_draw_what_it_would(dataset, model):
+    assert counts(latent(directory=dataset, model=model, batch_size=2)) == (4, 0, 0)
+    vae = load_vae(model)
+    for name in ("a", "sub/b.1", "c"):
+        pixels = to_tensor(Image.open(dataset / "images" / f"{name}.png"))
+        with torch.no_grad():
+            posterior = vae.encode(pixels[None]).latent_dist
+        moments = torch.from_numpy(load(dataset, name))[None]
+        wanted = torch.cat([posterior.mean, posterior.logvar], dim=1)
+        torch.testing.assert_close(moments, wanted, atol=1e-5, rtol=1e-5)
+        torch.manual_seed(5)
+        expected = posterior.sample()
+        torch.manual_seed(5)
+        torch.testing.assert_close(draw_latents(moments, 4), expected, atol=1e-5, rtol=1e-5)
+    LatentDataset(str(dataset), prompt="").check_latent_shapes(2, 4)
+
+
+def test_the_mode_is_the_mean(dataset, model):
+    latent(directory=dataset, model=model, output=dataset / "moments")
+    latent(directory=dataset, model=model, posterior="mode")
+    moments = np.load(dataset / "moments" / "a.npy")
+    np.testing.assert_array_equal(load(dataset, "a"), moments[:4])
+
+
+def test_another_posterior_is_encoded_anew_and_never_mixed(dataset, model, caplog):
+    caplog.set_level("INFO")
+    older = {"directory": dataset, "model": model, "posterior": "sample"}
+    assert counts(latent(**older)) == (4, 0, 0)
+    assert "posterior" not in (dataset / "latents" / "index.jsonl").read_text(encoding="utf-8")
+    assert counts(latent(directory=dataset, model=model)) == (4, 0, 0)
+    assert "4 latents are of another VAE, precision or --posterior" in caplog.text
+    assert load(dataset, "a").shape == (8, 8, 8)
+    assert counts(latent(directory=dataset, model=model)) == (0, 4, 0)
+    pack(directory=dataset, remove=True)
+    assert counts(latent(directory=dataset, model=model)) == (0, 4, 0)
+    assert counts(latent(**older)) == (4, 0, 0)
+    assert load(dataset, "a").shape == (4, 8, 8)
+
+
+def test_an_unknown_posterior_is_refused(dataset, model, capsys):
+    with pytest.raises(ValueError, match="posterior: 'mean' is not one of moments, sample, mode"):
+        latent(directory=dataset, model=model, posterior="mean")
+    with pytest.raises(SystemExit):
+        main(["-d", str(dataset), "-m", model, "--posterior", "mean"])
+    assert "invalid choice: 'mean'" in capsys.readouterr().err
 
 
 def test_latents_depend_on_the_content_only(dataset, model):
@@ -122,7 +172,7 @@ def test_another_vae_or_precision_encodes_again_and_says_so(dataset, model, tmp_
     make_vae(seed=1).save_pretrained(tmp_path / "other")
     other = {"directory": dataset, "model": model, "vae": str(tmp_path / "other")}
     assert counts(latent(**other)) == (4, 0, 0)
-    assert "4 latents are of another VAE or precision" in caplog.text
+    assert "4 latents are of another VAE, precision or --posterior" in caplog.text
     assert not np.allclose(load(dataset, "a"), old)
     assert counts(latent(**other)) == (0, 4, 0)
     assert counts(latent(**other, dtype="bf16")) == (4, 0, 0)
@@ -143,7 +193,8 @@ def flipped(dataset, name):
 
 
 def test_flipped_latents_are_those_of_mirrored_images(dataset, model):
-    assert counts(latent(directory=dataset, model=model, flip=True)) == (8, 0, 0)
+    options = {"directory": dataset, "model": model, "flip": True, "posterior": "sample"}
+    assert counts(latent(**options)) == (8, 0, 0)
     plain = {name: load(dataset, name) for name in ("a", "sub/b.1", "c", "d")}
     vae = load_vae(model)
     encoder = VAEEncoder(vae, device=torch.device("cpu"), dtype="fp32")
@@ -156,7 +207,7 @@ def test_flipped_latents_are_those_of_mirrored_images(dataset, model):
             np.testing.assert_allclose(values, expected, atol=1e-5)
         mirrored = latents[..., ::-1]
         assert np.abs(flipped(dataset, name) - mirrored).max() > 0.1  # a VAE is not equivariant
-    assert counts(latent(directory=dataset, model=model, flip=True)) == (0, 8, 0)
+    assert counts(latent(**options)) == (0, 8, 0)
 
 
 def test_flip_adds_to_latents_that_are_there(dataset, model):
@@ -212,7 +263,7 @@ def test_bucketing_an_image_anew_takes_both_of_its_latents(model, tmp_path):
 def test_flip_on_the_command_line(dataset, model, capsys):
     assert main(["-d", str(dataset), "-m", model, "--flip"]) == 0
     assert "latents: 8 encoded, 0 kept, 0 failed" in capsys.readouterr().out
-    assert flipped(dataset, "c").shape == (4, 12, 8)
+    assert flipped(dataset, "c").shape == (8, 12, 8)
 
 
 def test_latents_of_unknown_origin_are_replaced(dataset, model, caplog):
@@ -221,7 +272,7 @@ def test_latents_of_unknown_origin_are_replaced(dataset, model, caplog):
     np.save(dataset / "latents" / "a.npy", np.zeros(1))
     assert latent(directory=dataset, model=model).done == 4
     assert "not known which VAE made 1 latents" in caplog.text
-    assert load(dataset, "a").shape == (4, 8, 8)
+    assert load(dataset, "a").shape == (8, 8, 8)
 
 
 def test_images_of_older_datasets(dataset, model):
