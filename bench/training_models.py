@@ -83,6 +83,16 @@ def write_model(directory: Path, architecture: Architecture) -> None:
     model.save_pretrained(directory, dtype=torch.float16)
 
 
+def make_vae() -> Any:
+    """Stable Diffusion 1's VAE with random weights."""
+    from diffusers import AutoencoderKL
+
+    from modules.models.layouts import LAYOUTS, published_config
+
+    config = published_config(LAYOUTS["sd1"], "vae")
+    return AutoencoderKL.from_config(config).eval()
+
+
 def make_model(architecture: Architecture) -> Any:
     """The model of an architecture with random weights, on the default device."""
     from diffusers import DDPMScheduler

@@ -54,6 +54,8 @@ def open_image(path: Path, *, at_least: Size | None = None) -> Image.Image:
             image.load()
             profile = image.info.get("icc_profile")
             upright = _to_rgb(_turn_upright(image), profile)
+            if upright is image:
+                upright = image.copy()  # nothing of the file is left at it
             upright.info = {}  # the profile is applied; a copy that is saved must not name it
             return upright
     # Pillow's decoders answer damaged files with errors of every kind, SyntaxError among them.
@@ -167,6 +169,8 @@ def _is_turned(image: Image.Image) -> bool:
 
 def _turn_upright(image: Image.Image) -> Image.Image:
     try:
+        if image.getexif().get(0x0112, 1) == 1:
+            return image
         return ImageOps.exif_transpose(image)
     except Exception:
         return image  # as above
@@ -181,9 +185,10 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         colour = _to_srgb(foreground.convert("RGB"), profile)
         colour.putalpha(foreground.getchannel("A"))
         return Image.alpha_composite(white, colour).convert("RGB")
-    if image.mode not in ("CMYK", "L"):
+    if image.mode not in ("CMYK", "L", "RGB"):
         image = image.convert("RGB")
-    return _to_srgb(image, profile).convert("RGB")
+    converted = _to_srgb(image, profile)
+    return converted if converted.mode == "RGB" else converted.convert("RGB")
 
 
 def _to_eight_bit(image: Image.Image) -> Image.Image:
