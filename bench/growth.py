@@ -32,7 +32,7 @@ TITLE = "Growth"
 SIDES = ("ours", "peft")
 STEP_HEADER = (
     *("s a step", "ms {each}", "beside the smallest's", "the peer's beside its smallest's"),
-    *("ours / the peer's", "peak MiB", "KiB more {each}", "the peer's"),
+    *("ours / the peer's", "peak MiB", "{memory} more {each}", "the peer's"),
 )
 IMAGES_HEADER = (
     *("images", "buckets.json, s", "µs an image", "whole dataset, s", "µs an image"),
@@ -78,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = []
     with tempfile.TemporaryDirectory() as folder:
         batches = batch_works(Path(folder, "batches"), options.batch_sizes)
-        tables.append(_step_table("batch", "an image", step_rows(batches, **rounds)))
+        tables.append(step_table("batch", batches, each="an image", memory="MiB", **rounds))
         sizes = resolution_works(Path(folder), options.latent_sizes)
-        tables.append(_step_table("pixels", "a position", step_rows(sizes, **rounds)))
+        tables.append(step_table("pixels", sizes, each="a position", memory="KiB", **rounds))
     tables.append(table(IMAGES_HEADER, images_rows(options.images)))
     lines = [line for each in tables if each[2:] for line in (*each, "")]
     if options.write:
@@ -107,13 +107,20 @@ def resolution_works(folder: Path, sizes: Sequence[int]) -> list[Work]:
     return works
 
 
-def step_rows(works: Sequence[Work], *, rounds: int, steps: int) -> list[list[str]]:
-    """Train on each, and compare what a unit takes with the first one's."""
+def step_table(
+    label: str, works: Sequence[Work], *, each: str, memory: str, rounds: int, steps: int
+) -> list[str]:
+    """Train on each, and compare what a unit takes with the first one's.
+
+    `each` is what the units are called, and `memory` what theirs is counted in: MiB or KiB.
+    """
+    header = [label, *(head.format(each=each, memory=memory) for head in STEP_HEADER)]
+    scale = {"MiB": 1, "KiB": 2**10}[memory]
     arms = {f"{side} {work.label}": _arm(side, work) for work in works for side in SIDES}
     found = measure(arms, rounds=rounds, steps=steps)
     units = [work.units for work in works]
     more = {
-        side: _steps_up([2**10 * found.memory(f"{side} {w.label}") for w in works], units)
+        side: _steps_up([scale * found.memory(f"{side} {w.label}") for w in works], units)
         for side in SIDES
     }
     rows = []
@@ -131,7 +138,7 @@ def step_rows(works: Sequence[Work], *, rounds: int, steps: int) -> list[list[st
                 *(f"{found.memory(ours):.0f}", more["ours"][place], more["peft"][place]),
             ]
         )
-    return rows
+    return table(header, rows)
 
 
 def images_rows(counts: Sequence[int]) -> list[list[str]]:
@@ -151,10 +158,6 @@ def images_rows(counts: Sequence[int]) -> list[list[str]]:
         ]
         rows.append([f"{count:,}", *cells, f"{took['peak MiB']:.0f}", memory])
     return rows
-
-
-def _step_table(label: str, each: str, rows: list[list[str]]) -> list[str]:
-    return table([label, *(head.format(each=each) for head in STEP_HEADER)], rows)
 
 
 def _arm(side: str, work: Work) -> Arm:

@@ -40,17 +40,17 @@ def test_what_grows_with_batches_and_pixels(capsys, monkeypatch):
     assert growth.main([*sizes, "--rounds", "2", "--steps", "1"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
     batches, pixels = lines[:4], lines[4:]
-    for part, labels, units in (
-        (batches, ("1", "4"), (1, 4)),
-        (pixels, ("32x32", "64x64"), (64, 256)),
+    for part, labels, units, memory in (
+        (batches, ("1", "4"), (1, 4), "MiB"),
+        (pixels, ("32x32", "64x64"), (64, 256), "KiB"),
     ):
         header, _, *rows = map(cells, part)
         assert len(header) == len(growth.STEP_HEADER) + 1
+        assert header[7].startswith(f"{memory} more a")
         assert tuple(row[0] for row in rows) == labels
         assert rows[0][3] == rows[0][4] == "**1.00** (1.00 to 1.00)"
         for row, count in zip(rows, units, strict=True):
             assert float(row[2]) == pytest.approx(1000 * float(row[1]) / count, rel=0.05)
         small, large = (float(row[6]) for row in rows)
-        assert float(rows[1][7]) == pytest.approx(
-            2**10 * (large - small) / (units[1] - units[0]), abs=2**10 / (units[1] - units[0])
-        )
+        one = {"MiB": 1, "KiB": 2**10}[memory] / (units[1] - units[0])
+        assert float(rows[1][7]) == pytest.approx((large - small) * one, abs=one + 0.1)
