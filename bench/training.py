@@ -24,7 +24,7 @@ if not __package__:
 
 from bench.arms import Arm, Rounds, measure
 from bench.report import conditions, ratio, table, write_section
-from bench.training_material import make_config, write_material
+from bench.training_material import FUSED, make_config, write_material
 from bench.training_models import ARCHITECTURES
 
 TITLE = "Training beside PEFT and diffusers"
@@ -96,10 +96,14 @@ def rows(options: argparse.Namespace) -> list[list[str]]:
                 settings = {**common, "kind": kind, "config": config}
                 arms = {side: Arm({**settings, "arm": side}) for side in SIDES}
                 measured = measure(arms, rounds=options.rounds, steps=options.steps)
-                label = f"{name}, {kind.rpartition('.')[2]}, {WORDS[precision]}"
+                label = f"{name}, {_name(kind)}, {WORDS[precision]}"
                 found.append(describe(label, size, measured, peak=options.peak))
                 print(" | ".join(found[-1]), flush=True)
     return found
+
+
+def _name(kind: str) -> str:
+    return "full, fused backward" if kind == FUSED else kind.rpartition(".")[2]
 
 
 def adapted_layers(model: Path) -> list[str]:
@@ -123,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--architectures", nargs="+", default=["reduced"], choices=list(ARCHITECTURES)
     )
-    parser.add_argument("--kinds", nargs="+", default=["lora.LoRA", "full"])
+    parser.add_argument("--kinds", nargs="+", default=["lora.LoRA", "full", FUSED])
     parser.add_argument("--precisions", nargs="+", default=["no", "bf16"], choices=list(WORDS))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 8])
     parser.add_argument("--rounds", type=int, default=7)

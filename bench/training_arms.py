@@ -1,7 +1,7 @@
 """The two sides of bench/training.py, each in a process of its own: steps are asked for by line.
 
 Both train the same layers of the same UNet on the same cached latents and text, with AdamW at the
-same settings and gradient clipping.
+same settings and gradient clipping, or none where ours steps within its backward pass.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def peft(settings: Mapping[str, Any]) -> Step:
     unet = UNet2DConditionModel.from_pretrained(config["model"]["path"], subfolder="unet")
     schedule = DDPMScheduler.from_pretrained(config["model"]["path"], subfolder="scheduler")
     precision = {"no": torch.float32, "bf16": torch.bfloat16}[config["train"]["mixed_precision"]]
-    if settings["kind"] == "full":
+    if settings["kind"].startswith("full"):
         unet.to(device).requires_grad_(True).train()
     else:
         from peft import LoraConfig
@@ -72,6 +72,7 @@ def peft(settings: Mapping[str, Any]) -> Step:
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     rates = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     batches = _batches(settings)
+    clips = config["train"].get("max_grad_norm", 1.0) > 0
 
     def step() -> None:
         latents, conditions = next(batches)
@@ -84,7 +85,8 @@ def peft(settings: Mapping[str, Any]) -> Step:
             predicted = unet(noisy, times, **_on_device(conditions, device)).sample
             loss = F.mse_loss(predicted.float(), noise.float())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        if clips:
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         rates.step()
         optimizer.zero_grad()
@@ -102,7 +104,8 @@ def bare(settings: Mapping[str, Any]) -> Step:
     from modules.trainer import Trainer
 
     path = Path(settings["folder"]) / f"bare-{settings['kind']}.yaml"
-    path.write_text(yaml.safe_dump(settings["config"]), encoding="utf-8")
+    config = {**settings["config"], "optimizer": {}}
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
     trainer = Trainer.from_config(load(path))
     assert trainer is not None
     trained = [p for group in trainer.groups for p in group.parameters]

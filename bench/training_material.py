@@ -11,6 +11,8 @@ import numpy as np
 from bench.training_models import ARCHITECTURES, Architecture, write_model
 from modules.buckets import BucketIndex
 
+FUSED = "full.fused_backward"
+
 
 def write_material(
     folder: Path, architecture: Architecture = ARCHITECTURES["reduced"], *, images: int = 32
@@ -46,7 +48,8 @@ def make_config(
 ) -> dict[str, Any]:
     """The YAML of a run: an adapter of rank 16, with other arguments if they are given, or "full".
 
-    Without a rehearsal, since no peer has one.
+    "full.fused_backward" makes its steps within the backward pass, without clipping. Without a
+    rehearsal, since no peer has one.
     """
     config: dict[str, Any] = {
         "model": {"path": str(model)},
@@ -61,8 +64,11 @@ def make_config(
         },
         "save": {"directory": str(data.parent / "output"), "name": "run"},
     }
-    if kind == "full":
+    if kind.startswith("full"):
         config["model"]["trainable"] = ["unet"]
+        if kind == FUSED:
+            config["train"]["max_grad_norm"] = 0.0
+            config["optimizer"] = {"fused_backward": True}
     else:
         network = {"module": f"networks.{kind}", "args": {"rank": 16, **(args or {})}}
         config["networks"] = {"adapter": network}
