@@ -1,12 +1,13 @@
-"""Whether a run can let each weight take its step within the backward pass."""
+"""Steps of weights within the backward pass: whether a run can have them, and when they come."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from modules.component import build
@@ -15,6 +16,59 @@ from modules.sections import Config
 _KEY = "optimizer.fused_backward"
 _SHAPES = ((8, 4), (5,), (3, 8))
 _STEPS = 3
+
+_MOST_WAITING = 64 * 2**20  # bytes; an optimizer's call for each gradient would cost its host time
+_SHARE_WAITING = 16
+
+
+class Waiting:
+    """Gathers gradients in a backward pass, and hands on what is there once it is enough.
+
+    Then they are let go. At `finish` the rest is handed on.
+
+    Args:
+        parameters: whose gradients.
+        step: is given parameters with gradients.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], step: Callable[[Sequence[Tensor]], None]):
+        self._step = step
+        self._most = most_waiting(parameters)
+        self._waiting: list[Tensor] = []
+        self._bytes = 0
+        self.hooks = [p.register_post_accumulate_grad_hook(self._add) for p in parameters]
+
+    def finish(self) -> None:
+        """Hand on what waits."""
+        if not self._waiting:
+            return
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        self._step(waiting)
+        for parameter in waiting:
+            parameter.grad = None
+
+    def _add(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self._waiting.append(parameter)
+        self._bytes += parameter.grad.nbytes
+        if self._bytes >= self._most:
+            self.finish()
+
+
+def most_waiting(parameters: Sequence[Tensor]) -> int:
+    """Bytes of gradients that are enough for a step: some MiB, of a small model a part of all."""
+    return min(_MOST_WAITING, sum(p.nbytes for p in parameters) // _SHARE_WAITING)
+
+
+def waiting_at_most(parameters: Sequence[Parameter]) -> list[Parameter]:
+    """Parameters, the largest ones, of which as many bytes of gradients may wait as ever do."""
+    most, found, size = most_waiting(parameters), [], 0
+    for parameter in sorted(parameters, key=lambda p: -p.nbytes):
+        if size >= most:
+            break
+        found.append(parameter)
+        size += parameter.nbytes
+    return found
 
 
 def fused_backward_faults(config: Config) -> list[str]:

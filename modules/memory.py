@@ -16,6 +16,7 @@ import torch
 from modules.batch import Sample
 from modules.block_offload import find_blocks, spared_bytes
 from modules.checkpointing import Checkpointed, as_key
+from modules.fused_backward import waiting_at_most
 from modules.live_memory import Peak, bytes_of, stored
 from modules.memory_trace import (
     META,
@@ -102,7 +103,7 @@ class RunMemory:
         self._state = measure_optimizer(optimizer.module, optimizer.args, self.trained)
         self._stepped = self.trained  # with their gradients, all at once
         if optimizer.fused_backward:
-            self._stepped = [max(self.trained, key=lambda p: p.numel())]
+            self._stepped = waiting_at_most(self.trained)
             once = measure_optimizer(optimizer.module, optimizer.args, self._stepped)
             self._state = self._state[0], once[1]
         self._found: dict[tuple[str, bool | tuple[str, ...]], Estimate] = {}

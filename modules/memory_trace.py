@@ -13,6 +13,7 @@ from modules.batch import Batch, DenoiserInputs, Sample, collate
 from modules.checkpointing import Checkpointed, enable_checkpointing
 from modules.drawing import guided_batch
 from modules.engine import own_dtype, prepare_modules, prepare_network
+from modules.fused_backward import Waiting
 from modules.live_memory import MANY, LiveMemory, Peak, stored
 from modules.meta_autocast import MetaAutocast
 from modules.token_merging import merge_tokens, whole_tokens
@@ -68,14 +69,13 @@ def trace_step(
     """Forward and backward pass of a batch of such samples, gradients included.
 
     `keeps_gradients`: they are there before, of another batch, and count nothing here;
-    `frees_gradients`: each goes as soon as it is there.
+    `frees_gradients`: a few at a time are stepped with and go.
     """
     batch = collate([sample]).to(META).repeat(MANY)
     trained = trained_of(parts)
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter) if keeps_gradients else None
-    freed = trained if frees_gradients else []
-    hooks = [p.register_post_accumulate_grad_hook(_free_gradient) for p in freed]
+    waiting = Waiting(trained if frees_gradients else [], lambda _: None)
     try:
         with LiveMemory() as live, MetaAutocast(DTYPES[mixed_precision]) as autocast:
             live.ignore(tensor for part in parts for tensor in stored(part))
@@ -86,14 +86,11 @@ def trace_step(
             _run_backward(value)
         return live.peak
     finally:
-        for hook in hooks:
+        waiting.finish()
+        for hook in waiting.hooks:
             hook.remove()
         for parameter in trained:
             parameter.grad = None
-
-
-def _free_gradient(parameter: Tensor) -> None:
-    parameter.grad = None
 
 
 @torch.no_grad()

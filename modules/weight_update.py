@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from modules.fused_backward import Waiting
 from modules.optimizer import clip_gradients, make_step
 from modules.step_guard import StepGuard
 
@@ -63,12 +64,12 @@ class WeightUpdate:
 
 
 class FusedBackward(WeightUpdate):
-    """Steps each weight as soon as its gradient is there, and lets the gradient go.
+    """Steps weights as soon as a few gradients are there, and lets these go.
 
-    So the gradients of one or a few layers are in memory at a time in place of all (Lv et al.
-    2023, arXiv:2306.09782). No common norm is known then: nothing is clipped. A loss that is not
-    finite changes nothing; a gradient that is not finite leaves its weight and those behind it in
-    the backward pass as they are.
+    So a small part of the gradients is in memory at a time in place of all (Lv et al. 2023,
+    arXiv:2306.09782). No common norm is known then: nothing is clipped. A loss that is not finite
+    changes nothing; a gradient that is not finite leaves its weight and those that come with it or
+    behind it in the backward pass as they are.
 
     The optimizer must treat each weight by itself (`modules.fused_backward`).
     """
@@ -79,15 +80,14 @@ class FusedBackward(WeightUpdate):
         super().__init__(*args, **options)
         self._raw = getattr(self._optimizer, "optimizer", self._optimizer)
         self._groups = {
-            id(parameter): group
-            for group in self._raw.param_groups
+            id(parameter): number
+            for number, group in enumerate(self._raw.param_groups)
             for parameter in group["params"]
         }
         self._number = 0
         self._is_bad = torch.zeros((), dtype=torch.bool, device=self._accelerator.device)
         self._norms: list[Tensor] = []
-        for parameter in self._parameters:
-            parameter.register_post_accumulate_grad_hook(self._step)
+        self._waiting = Waiting(self._parameters, self._step)
 
     def watch(self, loss: Tensor, *, number: int) -> None:
         """Begin step `number` with this loss."""
@@ -95,7 +95,8 @@ class FusedBackward(WeightUpdate):
         self._is_bad = ~torch.isfinite(loss.detach())
 
     def clip(self) -> Tensor:
-        """Return the norm of all gradients that there were."""
+        """Step what is left; return the norm of all gradients that there were."""
+        self._waiting.finish()
         return torch.linalg.vector_norm(torch.stack(self._norms))
 
     def make(self, *, loss: Tensor, norm: Tensor, number: int) -> None:
@@ -103,19 +104,20 @@ class FusedBackward(WeightUpdate):
         self._guard.count(self._is_bad)
         self._norms = []
 
-    def _step(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
-        self._norms.append(norm)
-        self._is_bad = self._is_bad | ~torch.isfinite(norm)
+    def _step(self, parameters: Sequence[Tensor]) -> None:
+        norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+        self._norms += [norm.float() for norm in norms]
+        self._is_bad = self._is_bad | ~torch.isfinite(torch.stack(norms).sum())
         every = self._raw.param_groups
-        self._raw.param_groups = [{**self._groups[id(parameter)], "params": [parameter]}]
+        own: dict[int, list[Tensor]] = {}
+        for parameter in parameters:
+            own.setdefault(self._groups[id(parameter)], []).append(parameter)
+        self._raw.param_groups = [{**every[n], "params": some} for n, some in own.items()]
         try:
             step = partial(make_step, self._raw, number=self._number)
             self._guard.step_unless(self._is_bad, step)
         finally:
             self._raw.param_groups = every
-        parameter.grad = None
 
 
 def weight_update(run: Trainer) -> WeightUpdate:
