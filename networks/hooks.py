@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from modules.mixed_precision import compute_dtype, with_autocast
-from networks.changes import Decomposed, LowRank
+from networks.changes import Change, Decomposed, LowRank
 from networks.compute_copies import ComputeCopies
 from networks.costs import merging_pays
 from networks.dora import decomposed_addition
 from networks.dropout import Dropout
 from networks.layer import AdapterLayer, plain_addition
-from networks.low_rank import LowRankLinear
+from networks.low_rank import LowRankLinear, LowRankLinears
 from networks.merged import MergedLinear
 
 
@@ -69,6 +69,13 @@ def adding(
     return add
 
 
+class _Plan(NamedTuple):
+    change: Change
+    factors: tuple[Tensor, ...]
+    dtype: torch.dtype
+    merges: bool
+
+
 class _Joined:
     """Takes the place of a Linear layer's forward; what it can't do as one goes by the hook."""
 
@@ -91,8 +98,36 @@ class _Joined:
             return self._add(base, (x,), type(base).forward(base, x))
         return output
 
+    def together(self, layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...] | None:
+        """Outputs of several layers for one input, this one's the first; None: each by itself."""
+        given: list[Any] = []
+        dtype = compute_dtype(x)
+        for base in layers:
+            own = vars(base).get("forward")
+            if not isinstance(own, _Joined) or _is_hooked(base):
+                return None
+            plan = own._plan(x)
+            if plan is None or plan.merges or not isinstance(plan.change, LowRank):
+                return None
+            low = (own._copies.of(factor, dtype) for factor in plan.factors)
+            given += [base.weight, base.bias, *low, plan.change.scale]
+        return LowRankLinears.apply(x.to(dtype), *given)  # type: ignore[no-any-return]
+
     def _as_one(self, x: Tensor) -> Tensor | None:
         """Base and change as one operation, the one that costs least; None where there is none."""
+        plan, base = self._plan(x), self._base
+        if plan is None:
+            return None
+        given = x.to(plan.dtype), base.weight, base.bias
+        if plan.merges:
+            return MergedLinear.apply(*given, plan.change, *plan.factors)  # type: ignore[no-any-return]
+        if not isinstance(plan.change, LowRank):
+            return None
+        low = (self._copies.of(factor, plan.dtype) for factor in plan.factors)
+        return LowRankLinear.apply(*given, *low, plan.change.scale)  # type: ignore[no-any-return]
+
+    def _plan(self, x: Tensor) -> _Plan | None:
+        """How the layer and its change would be computed; None where only by the hook."""
         layer, base, dtype = self._layer, self._base, compute_dtype(x)
         if type(base) is not nn.Linear:  # its weight is stored in 8 bits since
             return None
@@ -109,15 +144,15 @@ class _Joined:
                 return None
             change = Decomposed(change, by_output=layer.dora_axis == "output")
             factors = layer.dora_scale, *factors
-        given, rows = (x.to(dtype), base.weight, base.bias), x.numel() // x.shape[-1]
-        merges = not change.is_thin or merging_pays(rows, base.in_features, base.out_features)
-        if merges and dtype == torch.float32:
-            return MergedLinear.apply(*given, change, *factors)  # type: ignore[no-any-return]
-        if not isinstance(change, LowRank):
-            return None
-        low = (self._copies.of(factor, dtype) for factor in factors)
-        return LowRankLinear.apply(*given, *low, change.scale)  # type: ignore[no-any-return]
+        rows = x.numel() // x.shape[-1]
+        pays = not change.is_thin or merging_pays(rows, base.in_features, base.out_features)
+        return _Plan(change, factors, dtype, merges=pays and dtype == torch.float32)
 
     def remove(self) -> None:
         """Give the layer its own forward back."""
         vars(self._base).pop("forward", None)
+
+
+def _is_hooked(base: nn.Module) -> bool:
+    hooks = (base._forward_hooks, base._forward_pre_hooks)
+    return any((*hooks, base._backward_hooks, base._backward_pre_hooks))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -101,14 +101,25 @@ def _attention(
     if given or type(block.processor) is not AttnProcessor2_0 or hidden_states.dim() != 3:
         options["encoder_hidden_states"] = encoder_hidden_states
         return type(block).forward(block, hidden_states, **options)  # type: ignore[no-any-return]
-    context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-    query, key, value = block.to_q(hidden_states), block.to_k(context), block.to_v(context)
-    heads = [
-        x.view(len(x), -1, block.heads, x.shape[-1] // block.heads).transpose(1, 2)
-        for x in (query, key, value)
-    ]
-    joined = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(query.shape)
+    if encoder_hidden_states is None:
+        query, key, value = _project((block.to_q, block.to_k, block.to_v), hidden_states)
+    else:
+        query = block.to_q(hidden_states)
+        key, value = _project((block.to_k, block.to_v), encoder_hidden_states)
+    query_heads, key_heads, value_heads = (
+        each.view(len(each), -1, block.heads, each.shape[-1] // block.heads).transpose(1, 2)
+        for each in (query, key, value)
+    )
+    heads = F.scaled_dot_product_attention(query_heads, key_heads, value_heads)
+    joined = heads.transpose(1, 2).reshape(query.shape)
     return block.to_out[1](block.to_out[0](joined))  # type: ignore[no-any-return]
+
+
+def _project(layers: Sequence[nn.Module], x: Tensor) -> Sequence[Tensor]:
+    """What layers make of one input: together, where an adapter has taken their place and can."""
+    together = getattr(vars(layers[0]).get("forward"), "together", None)
+    outputs = None if together is None else together(layers, x)
+    return [layer(x) for layer in layers] if outputs is None else outputs
 
 
 def _norm_silu_conv(norm: Any, conv: Any, x: Tensor) -> Tensor:

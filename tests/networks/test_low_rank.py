@@ -6,13 +6,15 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import BasicTransformerBlock
 from operations import Operations
 from probes import outputs, perturb
 from torch import nn
 
+from modules.models.lean_blocks import keep_less
 from networks.dropout import Dropout
 from networks.lora import LoRA, LoRALayer
-from networks.low_rank import LowRankLinear
+from networks.low_rank import LowRankLinear, LowRankLinears
 
 
 def test_gradients():
@@ -130,3 +132,71 @@ def test_two_adapters_on_one_layer_add_up_and_leave_in_any_order():
     for network in networks:
         network.detach()
     assert torch.equal(outputs(model)[1], plain)
+
+
+def test_gradients_of_several_with_one_input():
+    torch.manual_seed(0)
+    options = {"dtype": torch.double, "requires_grad": True}
+    plain = {"dtype": torch.double}
+    sizes, ranks, scales = (6, 4, 5), (3, 2, 1), (0.7, 1.0, 0.2)
+    x = torch.randn(2, 5, 7, **options)
+    downs = [torch.randn(rank, 7, **options) for rank in ranks]
+    ups = [torch.randn(size, rank, **options) for size, rank in zip(sizes, ranks, strict=True)]
+    weights = [torch.randn(size, 7, **plain) for size in sizes]
+    biases = [torch.randn(6, **plain), None, torch.randn(5, **plain)]
+
+    def together(x, *factors):
+        layers = zip(weights, biases, factors[:3], factors[3:], scales, strict=True)
+        return LowRankLinears.apply(x, *(value for layer in layers for value in layer))
+
+    assert torch.autograd.gradcheck(together, (x, *downs, *ups))
+    assert torch.autograd.gradcheck(lambda *factors: together(x.detach(), *factors), (*downs, *ups))
+
+
+def attention(dtype, *, others=False):
+    torch.manual_seed(0)
+    model = tiny.make_sd()
+    model.denoiser.requires_grad_(False).to(dtype)
+    network = LoRA(rank=2)
+    network.attach(model)
+    perturb(network)
+    if others:
+        second = LoRA(rank=2)
+        second.attach(model)
+        perturb(second)
+    keep_less(model.denoiser)
+    block = next(m for m in model.denoiser.modules() if type(m) is BasicTransformerBlock)
+    return block, network
+
+
+def gradients_of(block, network, text):
+    torch.manual_seed(1)
+    width = block.attn1.to_q.in_features
+    dtype = block.attn1.to_q.weight.dtype
+    x = torch.randn(2, 4, width, dtype=dtype, requires_grad=True)
+    context = torch.randn(2, 3, block.attn2.to_k.in_features, dtype=dtype, requires_grad=text)
+    network.zero_grad()
+    with Operations() as operations:
+        output = block(x, encoder_hidden_states=context)
+        output.float().square().sum().backward()
+    own = [p.grad for p in network.parameters() if p.grad is not None]
+    return [output.detach(), x.grad, *own], operations.counts
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside another"])
+@pytest.mark.parametrize("text", [False, True], ids=["text", "trained text"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_queries_keys_and_values_share_a_product(monkeypatch, dtype, text, others):
+    block, network = attention(dtype, others=others)
+    found, counts = gradients_of(block, network, text)
+    monkeypatch.setattr("networks.hooks.LowRankLinears", None)
+    monkeypatch.setattr("networks.hooks._Joined.together", lambda *_: None)
+    expected, apart = gradients_of(block, network, text)
+    assert len(found) == len(expected) > 10
+    for one, other in zip(found, expected, strict=True):
+        size = other.float().abs().max()
+        tolerance = 1e-5 if dtype == torch.float32 else 0.05
+        assert (one.float() - other.float()).abs().max() <= tolerance * size
+    products = ("mm", "addmm", "addmm_")
+    total, total_apart = (sum(c[p] for p in products) + c["add"] for c in (counts, apart))
+    assert total == total_apart if others else total <= total_apart - 6
