@@ -13,7 +13,7 @@ from modules.store import Store
 INDEX = "index.jsonl"
 """The file of notes in a folder of such files."""
 
-MADE_BY = ("vae", "dtype", "flipped", "tagger_sha256")
+MADE_BY = ("vae", "dtype", "posterior", "flipped", "tagger_sha256")
 """What an entry says of its maker; beside it stand the image's `image_sha256` and its stamp."""
 
 
@@ -64,11 +64,11 @@ class CacheNotes:
         return [maker[MADE_BY.index(key)] for maker in self.makers]
 
     def differs(self, other: CacheNotes) -> np.ndarray:
-        """For each image whether two folders' files are of another image, VAE or precision."""
+        """For each image whether two folders' files are of another image or made in another way."""
         both = self.known & other.known
         same = np.zeros((len(self.makers) + 1, len(other.makers) + 1), dtype=bool)
         for row, mine in enumerate(self.makers):
             for column, theirs in enumerate(other.makers):
-                same[row, column] = mine[:2] == theirs[:2]
+                same[row, column] = mine[:3] == theirs[:3]
         alike = same[self.made_by, other.made_by] & (self.digests == other.digests).all(axis=1)
         return both & ~alike

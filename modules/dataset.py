@@ -54,8 +54,8 @@ class LatentDataset(PreparedDataset):
                 )
         if self.augmentation.flip and (strange := self._find_strange()):
             yield (
-                f"{_FLIPPED}: {len(strange)} of {len(self)} are of another VAE, precision or image "
-                f"than those in {_LATENTS}: {list_names(strange)}; run "
+                f"{_FLIPPED}: {len(strange)} of {len(self)} are of another VAE, precision, "
+                f"posterior or image than those in {_LATENTS}: {list_names(strange)}; run "
                 f"{self._folders[_FLIPPED].maker}"
             )
 
@@ -69,7 +69,11 @@ class LatentDataset(PreparedDataset):
         channels, *sides = grid
         for folder in self._folders.values():
             shape = folder.shape(name)
-            if shape not in (grid, (2 * channels, *sides)):  # latents, or their moments
+            known = channels, 2 * channels  # of latents, of their moments
+            if shape[1:] == tuple(sides) and len(shape) == 3 and shape[0] not in known:
+                found = f"has {shape[0]} channels, the model's latents have {channels} and their "
+                return folder.file(name), found + f"moments {2 * channels}: it", folder.maker
+            if shape not in [(count, *sides) for count in known]:
                 return folder.file(name), f"shape {shape}", folder.maker
         return None
 

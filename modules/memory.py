@@ -124,7 +124,7 @@ class RunMemory:
         pixels, model = self.sample.pixel_values, self._parts.model
         assert pixels is not None, "the dataset has latents"
         height, width = (side // model.vae_scale_factor for side in pixels.shape[1:])
-        latents = torch.empty(model.latent_channels, height, width)
+        latents = torch.empty(2 * model.latent_channels, height, width)  # moments
         self.sample = replace(self.sample, pixel_values=None, latents=latents)
 
     @property

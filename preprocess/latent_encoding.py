@@ -97,6 +97,10 @@ def _encode(
                 yield image if is_good else replace(image, error=fault)
         if writing is not None:
             writing.result()
+    except Exception as error:
+        if writing is not None and (unwritten := writing.exception()) not in (None, error):
+            raise unwritten from error  # type: ignore[misc]  # it was there before
+        raise
     finally:
         readers.shutdown(cancel_futures=True)
         writer.shutdown()

@@ -94,9 +94,17 @@ class LatentIndex:
             )
 
     def write(self, entries: Sequence[Mapping[str, Any]], latents: np.ndarray) -> None:
-        """Write latents (B, C, h, w), one file each."""
+        """Write latents (B, C, h, w), one file each.
+
+        Raises:
+            OSError: one can't be written; names it. Nothing of it is there then.
+        """
         for entry, array in zip(entries, latents, strict=True):
-            write_atomically(self.path(entry["name"]), partial(np.save, arr=array))
+            path = self.path(entry["name"])
+            try:
+                write_atomically(path, partial(np.save, arr=array))
+            except OSError as error:
+                raise OSError(f"{path}: can't be written ({error})") from error
         self.journal.append(entries)  # last: an entry stands for a finished file
 
     def forget(self, name: str) -> None:

@@ -153,7 +153,10 @@ def test_other_channels_are_refused(write_config, copies):
     for file in (data / "latents").glob("*.npy"):
         np.save(file, np.concatenate([np.load(file)] * 3))
     path = write_config(networks=LORA, dataset={"args": {"path": str(data)}})
-    with pytest.raises(ConfigError, match=r"shape \(12, 8, 8\) is not bucket"):
+    with pytest.raises(
+        ConfigError,
+        match=r"npy: has 12 channels, the model.s latents have 4 and their moments 8: it is not",
+    ):
         Trainer.from_config(load(path))
 
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from operations import Operations
 
 from modules.config import load
 from modules.errors import ConfigError, RunError
@@ -181,3 +182,16 @@ def test_the_fused_form_of_torchs_optimizers_is_the_default(write_config):
     assert fused("optimizer.args={foreach: true}") is not True
     assert fused("optimizer.args={fused: false}") is False
     assert fused("optimizer.module=torch.optim.NAdam") is None  # has none
+
+
+def test_a_run_s_optimizer_is_one_kernel_over_many_weights_by_default(write_config):
+    lora = {"lora": {"module": "networks.lora.LoRA", "args": {"rank": 2}}}
+    trainer = Trainer.from_config(load(write_config(networks=lora)))
+    group = next(trainer.step_groups())
+    with Operations() as operations:
+        trainer.train_step(group)
+    assert trainer.optimizer.optimizer.defaults["fused"] is True
+    assert operations.counts["_fused_adamw_"] == len(trainer.groups)
+    assert len(trainer.groups[0].parameters) > 20
+    one_by_one = ("addcmul_", "addcdiv_", "lerp_", "sqrt")
+    assert not any(operations.counts[name] for name in one_by_one)

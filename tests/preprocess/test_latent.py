@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,56 @@ def test_another_posterior_is_encoded_anew_and_never_mixed(dataset, model, caplo
     assert counts(latent(directory=dataset, model=model)) == (0, 4, 0)
     assert counts(latent(**older)) == (4, 0, 0)
     assert load(dataset, "a").shape == (4, 8, 8)
+
+
+def test_flipped_latents_of_another_posterior_are_named(dataset, model):
+    latent(directory=dataset, model=model, posterior="sample", flip=True)
+    latent(directory=dataset, model=model)
+    message = "latents_flipped: 4 of 4 are of another VAE, precision, posterior or image"
+    with pytest.raises(ValueError, match=message):
+        LatentDataset(str(dataset), prompt="", flip=0.5)
+    latent(directory=dataset, model=model, flip=True)
+    LatentDataset(str(dataset), prompt="", flip=0.5).check_latent_shapes(2, 4)
+
+
+def test_a_file_that_cannot_be_written_is_named(dataset, model, capsys, monkeypatch):
+    save = np.save
+
+    def full(file, arr):
+        save(file, arr[:1])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("preprocess.latent_index.np.save", full)
+    arguments = ["-d", str(dataset), "-m", model, "--batch_size", "1"]
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "can't be written ([Errno 28] No space left on device)" in told
+    assert ".npy" in told
+    assert not [file for file in (dataset / "latents").rglob("*") if ".npy" in file.name]
+    monkeypatch.undo()
+    assert main(arguments) == 0
+
+
+def test_what_could_not_be_written_is_told_before_what_failed_behind_it(
+    dataset, model, monkeypatch
+):
+    encode, calls = VAEEncoder.encode, []
+
+    def failing(self, *args, **options):
+        calls.append(1)
+        if len(calls) > 1:
+            time.sleep(0.2)  # the writer is through by then
+            raise ValueError("the encoder failed")
+        return encode(self, *args, **options)
+
+    def full(file, arr):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("preprocess.latent_index.np.save", full)
+    monkeypatch.setattr(VAEEncoder, "encode", failing)
+    with pytest.raises(OSError, match="No space left") as error:
+        latent(directory=dataset, model=model, batch_size=1)
+    assert "the encoder failed" in str(error.value.__cause__ or error.value.__context__)
 
 
 def test_an_unknown_posterior_is_refused(dataset, model, capsys):
