@@ -34,7 +34,8 @@ HEADER = (
 )
 NOTES = (
     "The peer is a plain loop with PEFT's LoRA, or the whole UNet, on the same cached latents and "
-    "text, with the same AdamW and gradient clipping (`bench/training_arms.py`). The bare step is "
+    "text, with the same AdamW and gradient clipping (`bench/training_arms.py`); beside a fused "
+    "backward pass neither side clips. The bare step is "
     "forward, backward and optimizer of our own model and adapter without our loop. `reduced` is "
     "SD1's UNet with a fifth of its channels, on latents of 32x32; memory is that of the whole "
     "process, or on a GPU what torch allocated there."
