@@ -48,6 +48,8 @@ class CacheNotes:
                 digest = bytes.fromhex(entry["image_sha256"])
                 self.digests[number] = np.frombuffer(digest, dtype=np.uint8)
                 self.sizes[number], self.times[number] = entry["bytes"], entry["mtime_ns"]
+                if "vae" in entry:  # there was no choice before it was noted
+                    entry = {"posterior": "sample", **entry}
                 maker = tuple(entry.get(key) for key in MADE_BY)
                 self.made_by[number] = codes.setdefault(maker, len(codes))
             except (KeyError, TypeError, ValueError, OverflowError):

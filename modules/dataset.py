@@ -72,7 +72,8 @@ class LatentDataset(PreparedDataset):
             known = channels, 2 * channels  # of latents, of their moments
             if shape[1:] == tuple(sides) and len(shape) == 3 and shape[0] not in known:
                 found = f"has {shape[0]} channels, the model's latents have {channels} and their "
-                return folder.file(name), found + f"moments {2 * channels}: it", folder.maker
+                found += f"moments {2 * channels}: it"
+                return folder.file(name), found, f"{folder.maker} with the run's model"
             if shape not in [(count, *sides) for count in known]:
                 return folder.file(name), f"shape {shape}", folder.maker
         return None

@@ -221,4 +221,8 @@ def test_images_that_are_not_cached_take_more(write_config):
     assert encoded.could_cache_latents
     assert not cached.could_cache_latents
     peaks = [m.estimate("no", checkpointing=True).step.at(8) for m in (cached, encoded)]
+    other_cached = RunMemory(other, load_parts(other, weights=False))
+    other_cached.use_cached_latents()
+    assert other_cached.sample.latents.shape[0] == 8  # moments, as preprocess/latent.py makes them
+    assert other_cached.sample.latents.shape[1:] == cached.sample.latents.shape[1:]
     assert peaks[0] < peaks[1]

@@ -3,6 +3,7 @@ where a run is looked at."""
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from modules.batch import Sample, collate
+from modules.cache_notes import CacheNotes
 from modules.config import load
 from modules.dataset import LatentDataset
 from modules.errors import ConfigError
 from modules.moments import at_mean, draw, mean_of
+from modules.store import LocalStore
 from modules.trainer import Trainer
 from preprocess.pack import pack
 
@@ -155,7 +158,7 @@ def test_other_channels_are_refused(write_config, copies):
     path = write_config(networks=LORA, dataset={"args": {"path": str(data)}})
     with pytest.raises(
         ConfigError,
-        match=r"npy: has 12 channels, the model.s latents have 4 and their moments 8: it is not",
+        match=r"has 12 channels, the model's latents have 4 .* it is not .* with the run's model",
     ):
         Trainer.from_config(load(path))
 
@@ -193,3 +196,21 @@ def test_workers_map_packed_files_for_themselves(copies):
     sent = pickle.dumps(dataset)
     assert len(sent) < 20_000  # the files' content is not in it
     assert torch.equal(pickle.loads(sent)[0].latents, first)
+
+
+def test_a_sample_that_is_noted_is_as_one_that_was_not(tmp_path):
+    digest = "00" * 32
+    entry = {"name": "a", "vae": "v", "dtype": "fp32", "bytes": 1, "mtime_ns": 1}
+    entry["image_sha256"] = digest
+    notes = []
+    for folder, posterior in (
+        ("plain", {}),
+        ("noted", {"posterior": "sample"}),
+        ("m", {"posterior": "moments"}),
+    ):
+        (tmp_path / folder).mkdir()
+        line = json.dumps({**entry, **posterior}) + "\n"
+        (tmp_path / folder / "index.jsonl").write_text(line, encoding="utf-8")
+        notes.append(CacheNotes(LocalStore(tmp_path), folder, ["a"]))
+    assert not notes[0].differs(notes[1]).any()
+    assert notes[0].differs(notes[2]).all()

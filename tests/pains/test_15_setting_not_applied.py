@@ -35,7 +35,7 @@ def test_what_other_trainers_pass_over_is_refused_with_its_line(write_config, tm
         ("networks.lora.args.rnk=8", "takes no argument 'rnk'; did you mean 'rank'?"),
         ("networks.lora.args.rank=many", "networks.lora.args.rank: 'many' is not"),
         ("ema.use_emma=true", "ema.use_emma (command line): no such key"),
-        ("train.gradient_checkpointing=yes", "'yes' is not true or false; write true"),
+        ("train.gradient_checkpointing=yes", "'yes' is not true or false or a list; write true"),
     ],
 )
 def test_no_argument_of_a_part_is_passed_over(write_config, tmp_path, capsys, override, message):
