@@ -19,13 +19,17 @@ def test_rows(architecture, capsys, monkeypatch):
     monkeypatch.setitem(training.ARCHITECTURES, "reduced", architecture)
     arguments = "--precisions no --batch-sizes 2 --rounds 2 --steps 1 --images 4 --peak 1"
     assert training.main(arguments.split()) == 0
-    lines = capsys.readouterr().out.splitlines()[-4:]
-    header, lora, full = (
+    lines = capsys.readouterr().out.splitlines()[-5:]
+    header, lora, full, fused = (
         [cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])
     )
     assert header == list(training.HEADER)
-    assert [row[0] for row in (lora, full)] == ["reduced, LoRA, fp32", "reduced, full, fp32"]
-    for row in (lora, full):
+    assert [row[0] for row in (lora, full, fused)] == [
+        "reduced, LoRA, fp32",
+        "reduced, full, fp32",
+        "reduced, full, fused backward, fp32",
+    ]
+    for row in (lora, full, fused):
         ours, theirs = float(row[5]), float(row[6])
         assert row[7] == f"**{ours / theirs:.2f}**"
         assert 100 < ours < 4000
