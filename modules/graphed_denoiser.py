@@ -162,7 +162,6 @@ class _Passes(nn.Module):
         self.denoiser = denoiser
         self.networks = nn.ModuleList(networks)
         self._tree = tree
-        self.training = True
 
     def forward(self, *tensors: Tensor) -> Tensor:
         args, options = tree_unflatten(list(tensors), self._tree)

@@ -109,6 +109,8 @@ class _Joined:
             plan = own._plan(x)
             if plan is None or plan.merges or not isinstance(plan.change, LowRank):
                 return None
+            if not all(factor.requires_grad for factor in plan.factors):
+                return None  # of a network that rests, one by one nothing is computed in vain
             low = (own._copies.of(factor, dtype) for factor in plan.factors)
             given += [base.weight, base.bias, *low, plan.change.scale]
         return LowRankLinears.apply(x.to(dtype), *given)  # type: ignore[no-any-return]

@@ -38,6 +38,9 @@ class MergedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, output, bias, *factors = ctx.saved_tensors
+        if not any(ctx.needs_input_grad[4:]):  # a network that rests
+            grad_x = grad @ ctx.change.weight(weight, *factors)
+            return grad_x, None, None, None, *(None for _ in factors)
         if bias is not None:
             output = output - bias
         grad = grad.reshape(-1, grad.shape[-1])

@@ -189,7 +189,6 @@ def gradients_of(block, network, text):
 def test_queries_keys_and_values_share_a_product(monkeypatch, dtype, text, others):
     block, network = attention(dtype, others=others)
     found, counts = gradients_of(block, network, text)
-    monkeypatch.setattr("networks.hooks.LowRankLinears", None)
     monkeypatch.setattr("networks.hooks._Joined.together", lambda *_: None)
     expected, apart = gradients_of(block, network, text)
     assert len(found) == len(expected) > 10

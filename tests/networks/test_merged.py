@@ -138,3 +138,20 @@ def test_magnitudes_of_zero_get_no_gradient_that_is_not_finite():
     output = MergedLinear.apply(torch.randn(5, 8), torch.randn(6, 8), None, change, *factors)
     output.sum().backward()
     assert all(torch.isfinite(factor.grad).all() for factor in factors)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_of_a_network_that_rests_only_the_input_has_a_gradient(name):
+    torch.manual_seed(0)
+    base = nn.Linear(32, 48).requires_grad_(False)
+    layer = LAYERS[name](base).requires_grad_(False)
+    perturb(layer)
+    x = torch.randn(2, 100, 32, requires_grad=True)
+    adding(layer, lambda: 1.0)(base, (x,), base(x)).square().sum().backward()
+    expected, x.grad = x.grad, None
+    join(layer, base, lambda: 1.0, ComputeCopies(list(layer.parameters())))
+    output = base(x)
+    with Operations() as operations:
+        output.square().sum().backward()
+    assert torch.allclose(x.grad, expected, atol=1e-4)
+    assert operations.counts["mm"] + operations.counts["bmm"] <= 3  # the factors', the input's
